@@ -1,0 +1,1 @@
+"""Workload certificates over their life."""

@@ -1,0 +1,1 @@
+"""Pure questions about the mesh: facts in, a closed union out."""

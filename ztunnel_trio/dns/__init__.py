@@ -1,0 +1,1 @@
+"""Port 15053: the pods' resolver."""

@@ -1,0 +1,1 @@
+"""Pods come and go: the protocol with istio-cni, performed."""

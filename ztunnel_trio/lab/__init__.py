@@ -1,0 +1,1 @@
+"""A mesh on one machine, for users, tests and benchmarks."""

@@ -1,0 +1,1 @@
+"""The mesh as istiod told it, in memory."""

@@ -1,0 +1,1 @@
+"""Frozen values: parse, format, compare; nothing else."""

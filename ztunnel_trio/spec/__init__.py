@@ -1,0 +1,1 @@
+"""Names and numbers other people chose, each with its source."""

@@ -1,0 +1,1 @@
+"""Structured-concurrency parts with no domain in them."""

@@ -1,0 +1,1 @@
+"""Sans-io protocols: bytes <-> events; no clock, no sockets."""
