@@ -70,7 +70,7 @@ class WeightedWaypoint:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A workload as one service sees it. `ports` maps service port to target port and wins over the service's."""
+    """A workload as one service sees it; its `ports` (service port to target port) go before the service's."""
 
     workload_uid: str
     ports: Mapping[int, int] = field(hash=False)
