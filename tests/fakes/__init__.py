@@ -1,0 +1,1 @@
+"""What the lab has no use for: the cancelling instrument, a runner for async tests."""
