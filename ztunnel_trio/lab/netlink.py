@@ -189,7 +189,9 @@ def commit(tables: Sequence[Table]) -> None:
     Raises:
         KernelLacks: naming the first expression kinds the kernel does not know, or its errno.
     """
-    kinds = sorted({e.name for table in tables for chain in table.chains for rule in chain.rules for e in rule})
+    kinds = sorted(
+        {e.name for table in tables for chain in table.chains for rule in chain.rules for e in rule}
+    )
     with _asking(f"nftables rules of family inet with {', '.join(kinds)}"):
         nft = NFTSocket(nfgen_family=NFPROTO_INET)
         try:

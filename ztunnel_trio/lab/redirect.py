@@ -112,7 +112,9 @@ def _table(
 
 
 def _nat_prerouting() -> list[Rule]:
-    probes = [(*_protocol(_TCP), *_address("source", _EQUAL, ip), _count(), _verdict(_ACCEPT)) for ip in _PROBES]
+    probes = [
+        (*_protocol(_TCP), *_address("source", _EQUAL, ip), _count(), _verdict(_ACCEPT)) for ip in _PROBES
+    ]
     captured = [
         (
             *_address("destination", _UNEQUAL, ip),
@@ -129,7 +131,8 @@ def _nat_prerouting() -> list[Rule]:
 def _nat_output(*, dns: bool) -> list[Rule]:
     unmarked = _mark(_UNEQUAL, PACKET_MARK)
     rules: list[Rule] = [
-        (*_protocol(_TCP), *_address("destination", _EQUAL, ip), _count(), _verdict(_ACCEPT)) for ip in _PROBES
+        (*_protocol(_TCP), *_address("destination", _EQUAL, ip), _count(), _verdict(_ACCEPT))
+        for ip in _PROBES
     ]
     if dns:
         to_dns = (_count(), *_redirect(DNS_PORT))
@@ -144,7 +147,13 @@ def _nat_output(*, dns: bool) -> list[Rule]:
         for ip in _LOOPBACKS
     ]
     rules += [
-        (*_protocol(_TCP), *_address("destination", _UNEQUAL, ip), *unmarked, _count(), *_redirect(OUTBOUND_PORT))
+        (
+            *_protocol(_TCP),
+            *_address("destination", _UNEQUAL, ip),
+            *unmarked,
+            _count(),
+            *_redirect(OUTBOUND_PORT),
+        )
         for ip in _LOOPBACKS
     ]
     return rules
