@@ -52,7 +52,7 @@ class NoAddress(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The mesh's answer, never empty. `alias_of`: what the name asked for is a CNAME of, by its first labels."""
+    """The mesh's answer, never empty. `alias_of`: what the name asked for is a CNAME of, as labels."""
 
     addresses: tuple[IPAddress, ...]
     alias_of: Name | None = None
@@ -182,7 +182,8 @@ def _preferred(
     candidates: Sequence[Service], namespace: str, preferred_namespace: str | None
 ) -> Service | None:
     """The client's namespace, else the last canonical one, else the preferred namespace, else the oldest."""
-    oldest.""" best = canonical = preferred = None for service in candidates:
+    best = canonical = preferred = None
+    for service in candidates:
         if service.namespace == namespace:
             return service
         best = best or service
