@@ -97,7 +97,7 @@ class Host:
         """Where another process finds the namespace while this one lives."""
         return f"/proc/{os.getpid()}/fd/{self.netns.fileno()}"
 
-    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def make_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """A blocking stdlib socket that belongs to this host, as any program in it would make.
 
         Raises:
@@ -112,8 +112,17 @@ class Host:
         Raises:
             OSError: the port is taken.
         """
+        sock = self.listener(port, ip=ip, backlog=backlog)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+    def listener(self, port: int, *, ip: IPAddress | None = None, backlog: int = 1024) -> socket.socket:
+        """As `listen`, for those who accept by other means.
+
+        Raises:
+            OSError: the port is taken.
+        """
         address = IPv6Address("::") if ip is None else ip
-        sock = self.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)
+        sock = self.make_socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if ip is None:
@@ -123,7 +132,7 @@ class Host:
         except OSError:
             sock.close()
             raise
-        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        return sock
 
     async def connect(
         self, address: SocketAddress, *, source: IPAddress | None = None, mark: int | None = None
@@ -133,7 +142,7 @@ class Host:
         Raises:
             OSError: as the kernel gave it.
         """
-        sock = self.socket(socket.AF_INET6 if address.ip.version == 6 else socket.AF_INET)
+        sock = self.make_socket(socket.AF_INET6 if address.ip.version == 6 else socket.AF_INET)
         wrapped = trio.socket.from_stdlib_socket(sock)
         try:
             if mark is not None:
@@ -155,7 +164,7 @@ class Host:
         await trio.to_thread.run_sync(self._capture, dns)
         self.captured = True
 
-    def _capture(self, dns: bool) -> None:  # noqa: FBT001
+    def _capture(self, dns: bool) -> None:
         with self.netns.inside():
             redirect.capture(dns=dns)
 
