@@ -1,0 +1,234 @@
+"""Listening sockets and what can be asked of an accepted one.
+
+`accept_into` accepts in bursts, attempt first and wait after, and hands each socket to a task of the
+caller's nursery. No error of `accept` ends the loop: what the peer caused is logged and skipped, what we
+caused (no descriptors left) is waited out, since the pending connection would make `accept` fail at once
+again. `TCP_NODELAY` and keepalive are set on the listening socket, accepted ones inherit them on Linux.
+"""
+
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+import trio
+
+from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
+from ztunnel_trio.spec.linux import (
+    IP6T_SO_ORIGINAL_DST,
+    IP_TRANSPARENT,
+    SO_ORIGINAL_DST,
+    SOCKADDR_IN6_SIZE,
+    SOCKADDR_IN_SIZE,
+    SOL_IP,
+    SOL_IPV6,
+)
+
+log = logging.getLogger("ztunnel::socket")
+
+Serve = Callable[[socket.socket, SocketAddress], Awaitable[object]]
+
+BURST: Final = 64  # connections accepted between two turns of everybody else
+PAUSE_SECONDS: Final = 0.1  # as trio.serve_listeners: time for others to give descriptors back
+
+# The connection was gone, or the network failed it, before we took it (accept(2)): the next one is due.
+_PEER_FAULTS: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.ECONNRESET,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A new connection; who takes it owns `sock`."""
+
+    sock: socket.socket
+    peer: SocketAddress
+
+
+class Listener:
+    """A bound, listening, non-blocking socket; owns it until `close`.
+
+    `transparent`: whether upstream sockets may bear the client's address. `address` is the bound one, with
+    the port the kernel chose if 0 was asked for.
+    """
+
+    __slots__ = ("_keepalive", "_set_keepalive", "address", "sock", "transparent")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        transparent: bool = False,
+        keepalive: bool = False,
+        set_keepalive: Callable[[socket.socket], None] | None = None,
+    ) -> None:
+        self.sock = sock
+        self.address = _address(sock.getsockname())
+        self.transparent = transparent
+        self._keepalive = keepalive
+        self._set_keepalive = set_keepalive
+
+    def set_keepalive(self) -> None:
+        """Have connections accepted from now on probe idle peers, as the maker's settings say."""
+        if self._set_keepalive is not None and not self._keepalive:
+            self._keepalive = True
+            self._set_keepalive(self.sock)
+
+    def accept_nowait(self) -> Accepted:
+        """Take the next connection.
+
+        Raises:
+            BlockingIOError: there is none.
+            OSError: as accept(2).
+        """
+        sock, peer = self.sock.accept()
+        sock.setblocking(False)
+        return Accepted(sock, _address(peer))
+
+    async def accept(self) -> Accepted:
+        """Wait for the next connection; errors of accept are logged and do not end the wait.
+
+        Raises:
+            trio.ClosedResourceError: the listener is or was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            accepted = await self._attempt()
+            if accepted is not None:
+                return accepted
+
+    def close(self) -> None:
+        """Stop listening. A task waiting in `accept` is woken with `trio.ClosedResourceError`."""
+        if self.sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
+
+    async def _attempt(self) -> Accepted | None:
+        """One connection, without a checkpoint if there is one; else wait for the cause to pass."""
+        if self.sock.fileno() < 0:
+            raise trio.ClosedResourceError("the listener was closed")
+        try:
+            return self.accept_nowait()
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(self.sock)
+        except OSError as error:
+            log.error("Failed TCP handshake %s (os error %s)", error.strerror, error.errno)
+            if error.errno in _PEER_FAULTS:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.sleep(PAUSE_SECONDS)
+        return None
+
+
+async def accept_into(
+    listener: Listener, nursery: trio.Nursery, serve: Serve, *, keepalive: bool = False
+) -> None:
+    """Start `serve(sock, peer)` in `nursery` for each connection, until cancelled.
+
+    `serve` owns the socket from its first line on, which runs even if the nursery is being cancelled. With
+    `keepalive`, connections that arrive from now on probe idle peers.
+
+    Raises:
+        trio.ClosedResourceError: somebody closed the listener.
+    """
+    if keepalive:
+        listener.set_keepalive()
+    burst = 0
+    while True:
+        if burst >= BURST:
+            burst = 0
+            await trio.lowlevel.checkpoint()
+        accepted = await listener._attempt()
+        if accepted is None:
+            burst = 0
+            continue
+        burst += 1
+        try:
+            nursery.start_soon(serve, accepted.sock, accepted.peer)
+        except RuntimeError:  # the nursery is closed: nobody will own it
+            accepted.sock.close()
+            raise
+
+
+def original_destination(sock: socket.socket) -> SocketAddress:
+    """Where a redirected connection was headed before NAT; without NAT, its local address.
+
+    Asks conntrack for the IPv4 tuple, then the IPv6 one: on a dual-stack listener each connection answers
+    one of them only. Canonical.
+
+    Raises:
+        OSError: the connection is gone.
+    """
+    try:
+        raw = sock.getsockopt(SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
+        return SocketAddress(IPv4Address(raw[4:8]), int.from_bytes(raw[2:4], "big"))
+    except OSError:
+        pass
+    try:
+        raw = sock.getsockopt(SOL_IPV6, IP6T_SO_ORIGINAL_DST, SOCKADDR_IN6_SIZE)
+        return SocketAddress(canonical(IPv6Address(raw[8:24])), int.from_bytes(raw[2:4], "big"))
+    except OSError as error:
+        local = local_address(sock)
+        if not _is_transparent(sock):
+            _warn_unredirected(sock, local, error)
+        return local
+
+
+def local_address(sock: socket.socket) -> SocketAddress:
+    """The address a connection came in on or left from, canonical."""
+    return _address(sock.getsockname())
+
+
+def peer_address(sock: socket.socket) -> SocketAddress:
+    """The other end's address, canonical.
+
+    Raises:
+        OSError: not connected (any more).
+    """
+    return _address(sock.getpeername())
+
+
+def _is_transparent(sock: socket.socket) -> bool:
+    try:
+        return sock.getsockopt(SOL_IP, IP_TRANSPARENT) != 0
+    except OSError:
+        return False
+
+
+def _warn_unredirected(sock: socket.socket, local: SocketAddress, error: OSError) -> None:
+    try:
+        peer = str(peer_address(sock))
+    except OSError:
+        peer = "unknown"
+    log.warning(
+        "failed to read SO_ORIGINAL_DST: %s (os error %s)",
+        error.strerror,
+        error.errno,
+        extra={"fields": {"peer": peer, "local": str(local)}},
+    )
+
+
+def _address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> SocketAddress:
+    """What the socket module gives, without an IPv6 scope, canonical."""
+    host, port = sockaddr[0], sockaddr[1]
+    if ":" not in host:
+        return SocketAddress(IPv4Address(host), port)
+    if host.startswith("::ffff:") and "." in host:  # quicker than through IPv6Address
+        return SocketAddress(IPv4Address(host[7:]), port)
+    ip: IPAddress = IPv6Address(host.partition("%")[0])
+    return SocketAddress(canonical(ip), port)

@@ -1,0 +1,296 @@
+"""Sockets made in a pod's namespace, marked so that the pod's redirection leaves them alone.
+
+One `SocketFactory` a workload. With a `Netns` (shared mode) each socket is created inside it and listeners
+share their port with another proxy process during an upgrade; without one (dedicated mode) sockets are made
+where the process is. Creation is synchronous: the thread is inside the pod for microseconds and nothing may
+run meanwhile. All sockets are non-blocking and close-on-exec (ztunnel src/socket.rs, src/inpod/config.rs).
+"""
+
+import errno
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
+from ztunnel_trio.net.listener import Listener
+from ztunnel_trio.net.netns import Netns
+from ztunnel_trio.spec.linux import (
+    IP_FREEBIND,
+    IP_TRANSPARENT,
+    IPV6_FREEBIND,
+    IPV6_TRANSPARENT,
+    SO_MARK,
+    SOL_IP,
+    SOL_IPV6,
+)
+
+log = logging.getLogger("ztunnel::socket")
+
+LOOPBACK_IPV6_SWITCH: Final = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+_NON_BLOCKING: Final = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketSettings:
+    """How sockets are made. `mark` is `PACKET_MARK`; None leaves them unmarked."""
+
+    mark: int | None = None
+    keepalive: bool = True  # KEEPALIVE_ENABLED
+    keepalive_idle_seconds: int = 180  # KEEPALIVE_TIME
+    keepalive_interval_seconds: int = 180  # KEEPALIVE_INTERVAL
+    keepalive_probes: int = 9  # KEEPALIVE_RETRIES
+    user_timeout: bool = False  # USER_TIMEOUT_ENABLED
+    reuse_port: bool = True  # INPOD_PORT_REUSE
+    ipv6: bool = True  # IPV6_ENABLED
+    backlog: int = 128  # ztunnel src/inpod/config.rs
+
+    @property
+    def user_timeout_seconds(self) -> int:
+        """How long unacknowledged data may wait: as long as an idle connection's probes would."""
+        return self.keepalive_idle_seconds + self.keepalive_probes * self.keepalive_interval_seconds
+
+
+class BindFailed(OSError):
+    """A listening socket could not be had; keeps `errno`, prints the text operators look for."""
+
+    def __init__(self, address: SocketAddress, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror)
+        self.address = address
+
+    def __str__(self) -> str:
+        return f"failed to bind to address {self.address}: {self.strerror} (os error {self.errno})"
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFactory:
+    """Makes the sockets of one workload. `netns` None: in the process's own namespace."""
+
+    netns: Netns | None
+    settings: SocketSettings
+
+    def wildcard(self, port: int) -> SocketAddress:
+        """Every address of the pod: `[::]`, which takes IPv4 as well, or `0.0.0.0` where IPv6 is off."""
+        return SocketAddress(IPv6Address("::") if self.settings.ipv6 else IPv4Address("0.0.0.0"), port)
+
+    def has_ipv6_loopback(self) -> bool:
+        """Whether `::1` can be bound in the pod: IPv6 is on, and not switched off on `lo`."""
+        if not self.settings.ipv6:
+            return False
+        if self.netns is None:
+            return _loopback_has_ipv6()
+        with self.netns.inside():
+            return _loopback_has_ipv6()
+
+    def listen_tcp(
+        self, address: SocketAddress, *, transparent: bool | None = False, keepalive: bool = False
+    ) -> Listener:
+        """Bind and listen. `transparent` None: try, and tell by `Listener.transparent` whether it worked.
+
+        With `keepalive`, accepted sockets probe idle peers and get the user timeout.
+
+        Raises:
+            BindFailed: the address is taken, not ours, transparency was required and is not permitted, …
+        """
+        try:
+            return self._listen_tcp(address, transparent=transparent, keepalive=keepalive)
+        except OSError as error:
+            raise BindFailed(address, error) from error
+
+    def listen_udp(self, address: SocketAddress) -> socket.socket:
+        """Bind a datagram socket.
+
+        Raises:
+            BindFailed: as `listen_tcp`; here a refused `SO_REUSEPORT` is one too.
+        """
+        try:
+            sock = self._make(_family(address.ip), socket.SOCK_DGRAM)
+            try:
+                if self.netns is not None:
+                    self._set_mark(sock)
+                    if self.settings.reuse_port:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if address.ip.version == 6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                sock.bind(_sockaddr(address))
+            except OSError:
+                sock.close()
+                raise
+        except OSError as error:
+            raise BindFailed(address, error) from error
+        return sock
+
+    def udp(self, family: socket.AddressFamily) -> socket.socket:
+        """An unbound datagram socket for asking others from inside the pod; marked.
+
+        Raises:
+            OSError: no descriptor left, or the mark is not permitted.
+        """
+        sock = self._make(family, socket.SOCK_DGRAM)
+        try:
+            self._set_mark(sock)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def tcp(self, family: socket.AddressFamily) -> socket.socket:
+        """A stream socket for dialling: marked before it can send a SYN, no delay, keepalive.
+
+        Raises:
+            OSError: no descriptor left, or the mark is not permitted.
+        """
+        sock = self._make(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._set_mark(sock)
+        except OSError:
+            sock.close()
+            raise
+        self._keep_alive(sock)
+        return sock
+
+    async def connect(self, destination: SocketAddress, source: IPAddress | None = None) -> socket.socket:
+        """Dial, from the address `source` if given and permitted; the caller sets the deadline.
+
+        A `source` equal to the destination's address is not spoofed. The socket is of the source's family,
+        so a source of one family cannot reach a destination of the other.
+
+        Raises:
+            OSError: as the kernel gave it; no socket is left behind, on cancellation neither.
+        """
+        target = SocketAddress(canonical(destination.ip), destination.port)
+        spoof = None if source is None or canonical(source) == target.ip else canonical(source)
+        family = _family(target.ip if spoof is None else spoof)
+        if family != _family(target.ip):
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        sock = self.tcp(family)
+        connected = False
+        try:
+            if spoof is not None:
+                _bind_foreign(sock, spoof)
+            error = sock.connect_ex(_sockaddr(target))
+            if error == errno.EINPROGRESS:
+                await trio.lowlevel.wait_writable(sock)
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            else:
+                await trio.lowlevel.checkpoint()
+            if error:
+                raise OSError(error, os.strerror(error))
+            connected = True
+            return sock
+        finally:
+            if not connected:
+                sock.close()
+
+    def _listen_tcp(self, address: SocketAddress, *, transparent: bool | None, keepalive: bool) -> Listener:
+        family = _family(address.ip)
+        shares_port = self.netns is not None and self.settings.reuse_port
+        sock = self._make(family, socket.SOCK_STREAM)
+        try:
+            if self.netns is not None:
+                self._set_mark(sock)
+            if shares_port:
+                _share_port(sock)
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind(_sockaddr(address))
+            is_transparent = transparent is not False and _make_transparent(
+                sock, required=transparent is True
+            )
+            # Linux hands these on to every accepted socket (tcp_create_openreq_child).
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if keepalive:
+                self._keep_alive(sock)
+            sock.listen(self.settings.backlog)
+            return Listener(
+                sock, transparent=is_transparent, keepalive=keepalive, set_keepalive=self._keep_alive
+            )
+        except OSError:
+            sock.close()
+            raise
+
+    def _make(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+        if self.netns is None:
+            return socket.socket(family, kind | _NON_BLOCKING)
+        with self.netns.inside():
+            return socket.socket(family, kind | _NON_BLOCKING)
+
+    def _set_mark(self, sock: socket.socket) -> None:
+        if self.settings.mark is not None:
+            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.settings.mark)
+
+    def _keep_alive(self, sock: socket.socket) -> None:
+        """Keepalive and user timeout; a kernel that refuses them costs us only the probes."""
+        settings = self.settings
+        try:
+            if settings.keepalive:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, settings.keepalive_idle_seconds)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, settings.keepalive_interval_seconds)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, settings.keepalive_probes)
+            if settings.user_timeout:
+                milliseconds = settings.user_timeout_seconds * 1000
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        except OSError as error:
+            log.debug("failed to set keepalive: %s", error)
+
+
+def _family(ip: IPAddress) -> socket.AddressFamily:
+    return socket.AF_INET if ip.version == 4 else socket.AF_INET6
+
+
+def _sockaddr(address: SocketAddress) -> tuple[str, int]:
+    return str(address.ip), address.port
+
+
+def _loopback_has_ipv6() -> bool:
+    """`/proc/sys/net` shows the namespace of the thread that reads it; no such file, no IPv6."""
+    try:
+        return LOOPBACK_IPV6_SWITCH.read_bytes().strip() == b"0"
+    except OSError:
+        return False
+
+
+def _share_port(sock: socket.socket) -> None:
+    """Two proxy processes listen side by side during an upgrade; without it only the hand-over suffers."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        log.warning("setting set_reuseport failed: %s", error)
+
+
+def _make_transparent(sock: socket.socket, *, required: bool) -> bool:
+    """The IPv4 option, which serves IPv6 sockets as well: see the client's address, answer from it."""
+    try:
+        sock.setsockopt(SOL_IP, IP_TRANSPARENT, 1)
+    except OSError:
+        if required:
+            raise
+        return False
+    return True
+
+
+def _bind_foreign(sock: socket.socket, source: IPAddress) -> None:
+    """Dial from an address that is not ours; what is not permitted is logged and left out."""
+    try:
+        if source.version == 4:
+            sock.setsockopt(SOL_IP, IP_TRANSPARENT, 1)
+            sock.setsockopt(SOL_IP, IP_FREEBIND, 1)
+        else:
+            sock.setsockopt(SOL_IPV6, IPV6_TRANSPARENT, 1)
+            sock.setsockopt(SOL_IPV6, IPV6_FREEBIND, 1)
+    except OSError as error:
+        log.warning("failed to set freebind: %s", error)
+        return
+    try:
+        sock.bind((str(source), 0))
+    except OSError as error:
+        log.warning("failed to bind local addr: %s", error)
