@@ -70,7 +70,7 @@ class WeightedWaypoint:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A workload as one service sees it; its `ports` (service port to target port) go before the service's."""
+    """A workload as one service sees it; its `ports` (service to target port) win over the service's."""
 
     workload_uid: str
     ports: Mapping[int, int] = field(hash=False)
@@ -89,7 +89,7 @@ class Service:
     hostname: str = ""
     vips: tuple[NetworkAddress, ...] = ()
     cidr_vips: tuple[NetworkCidr, ...] = ()
-    ports: Mapping[int, int] = field(default=NO_PORTS, hash=False)
+    ports: Mapping[int, int] = field(default_factory=lambda: NO_PORTS, hash=False)
     subject_alt_names: tuple[str, ...] = ()
     waypoint: GatewayAddress | None = None
     weighted_waypoints: tuple[WeightedWaypoint, ...] = ()

@@ -108,7 +108,9 @@ class Workload:
     canonical_name: str = ""
     canonical_revision: str = ""
     authorization_policies: tuple[str, ...] = ()  # keys `namespace/name` of selector policies
-    services: Mapping[NamespacedHostname, Mapping[int, int]] = field(default=NO_SERVICES, hash=False)
+    services: Mapping[NamespacedHostname, Mapping[int, int]] = field(
+        default_factory=lambda: NO_SERVICES, hash=False
+    )
 
     @property
     def identity(self) -> SpiffeId:
