@@ -1,7 +1,7 @@
 """PROXY protocol version 2 headers (haproxy doc/proxy-protocol.txt, 2.2), with the peer's identity as a TLV.
 
 An application tunnel of protocol PROXY gets one before the first byte of a connection: who called, and what
-for. `encode` writes what a ztunnel writes; `parse` reads any version 2 header, for the lab and tests.
+for. `encode_header` writes what a ztunnel writes; `parse_header` reads any version 2 header, for the lab and tests.
 """
 
 import struct
@@ -38,7 +38,7 @@ class ProxyHeader:
     identity: str | None = None
 
 
-def encode(source: SocketAddress, destination: SocketAddress, identity: SpiffeId | None) -> bytes:
+def encode_header(source: SocketAddress, destination: SocketAddress, identity: SpiffeId | None) -> bytes:
     """The header for one connection. Addresses of different families cannot be told and are left out.
 
     So is an identity too long for the header: the reader then sees a caller without one, and trusts it less.
@@ -69,7 +69,7 @@ def header_bytes(beginning: bytes) -> int | None:
     return FIXED_BYTES + int.from_bytes(beginning[14:16], "big")
 
 
-def parse(header: bytes) -> ProxyHeader:
+def parse_header(header: bytes) -> ProxyHeader:
     """Read one whole header, as long as `header_bytes` says.
 
     Raises:

@@ -1,0 +1,312 @@
+"""Where an outbound connection goes (ztunnel src/proxy/outbound.rs, build_request).
+
+In order: the waypoint of the service dialled; an endpoint of that service, through a network gateway when it
+is in another network; the workload dialled, through its own waypoint unless the client is that waypoint; and
+for what the mesh does not know, plainly to where the client meant. A waypoint or gateway that cannot be found
+is a refusal, never a reason to go around it.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from ztunnel_trio.decide.balance import Chosen, choose, find_upstream, pick_address
+from ztunnel_trio.decide.known import HostAnswer, Known, NeedAddress, NeedHost, Question
+from ztunnel_trio.decide.waypoint import (
+    Gateway,
+    GatewayKind,
+    comes_from,
+    find_destination,
+    find_gateway,
+    service_waypoint,
+)
+from ztunnel_trio.errors import PeerBrokeProtocol, Reason, Refusal
+from ztunnel_trio.mesh.mesh import Mesh
+from ztunnel_trio.model.address import HboneTarget, HostPort, IPAddress, NetworkAddress, SocketAddress
+from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.service import LoadBalancingMode, Service
+from ztunnel_trio.model.workload import GatewayAddress, InboundProtocol, OutboundProtocol, Workload
+from ztunnel_trio.spec.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
+
+if TYPE_CHECKING:
+    from random import Random
+
+__all__ = [
+    "ILLEGAL_PORTS",
+    "Decision",
+    "HostAnswer",
+    "Known",
+    "NeedAddress",
+    "NeedHost",
+    "OutboundRequest",
+    "Route",
+    "calls_itself",
+    "route",
+]
+
+ILLEGAL_PORTS: Final = frozenset({OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT})
+NOTHING_TRIED: Final[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundRequest:
+    """One connection leaving a workload: who opens it, from where, to where, and the node's network."""
+
+    source: Workload
+    client: IPAddress
+    target: SocketAddress
+    network: str
+    hbone_port: int = HBONE_PORT  # where workloads of the mesh take HBONE
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a connection is made.
+
+    `destination` is dialled. HBONE sends CONNECT `authority` there and expects one of the identities
+    `expected`; double HBONE sends it again inside, expecting one of `inner_expected`. `workload` and
+    `service` are what it goes to, for telemetry; `workload` is also what to exclude when asking again.
+    """
+
+    protocol: OutboundProtocol
+    destination: SocketAddress
+    authority: HboneTarget | None
+    expected: tuple[SpiffeId, ...]
+    inner_expected: tuple[SpiffeId, ...]
+    workload: Workload | None
+    service: Service | None
+    notes: tuple[str, ...] = ()
+
+
+Decision = Route | Refusal | NeedAddress | NeedHost
+
+
+def calls_itself(target: SocketAddress, illegal_ports: frozenset[int]) -> bool:
+    """Whether a client dials the proxy's own ports over loopback, which would loop for ever."""
+    return target.port in illegal_ports and target.ip.is_loopback
+
+
+def route(
+    request: OutboundRequest,
+    mesh: Mesh,
+    known: Known,
+    rng: "Random",
+    *,
+    on_demand: bool,
+    illegal_ports: frozenset[int] = ILLEGAL_PORTS,
+    exclude: frozenset[str] = NOTHING_TRIED,
+) -> Decision:
+    """Choose where an outbound connection goes.
+
+    `rng` is seeded per connection, so asking again with more facts makes the same picks. `exclude` holds
+    the workloads that were tried in vain; with it the answer is another one or a refusal.
+    """
+    source, target = request.source, request.target
+    if calls_itself(target, illegal_ports):
+        return Refusal(Reason.RECURSIVE_CALL)
+    question = Question(source, target, mesh, known, rng, on_demand, exclude)
+    address = NetworkAddress(request.network, target.ip)
+    there = find_destination(address, source.namespace, mesh, known, on_demand=on_demand)
+    if isinstance(there, NeedAddress):
+        return there
+    service = there if isinstance(there, Service) else None
+    if service is not None and (reference := service_waypoint(service, rng)) is not None:
+        return _before_service(request, service, reference, question)
+    upstream = _upstream(request, service, question)
+    if isinstance(upstream, NeedAddress):
+        return upstream
+    if upstream is None:
+        if exclude or (service is not None and not _is_passthrough(service)):
+            return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(target))
+        return Route(OutboundProtocol.TCP, target, None, (), (), None, None)
+    if upstream.workload.network != source.network:
+        return _through_gateway(request, upstream, service, question)
+    if service is None and upstream.workload.waypoint is not None:
+        return _to_workload_with_waypoint(request, upstream, upstream.workload.waypoint, question)
+    return _direct(request, upstream, question)
+
+
+def _is_passthrough(service: Service) -> bool:
+    balancer = service.load_balancer
+    return balancer is not None and balancer.mode is LoadBalancingMode.PASSTHROUGH
+
+
+def _upstream(
+    request: OutboundRequest, service: Service | None, question: Question
+) -> Chosen | NeedAddress | None:
+    """The endpoint or workload dialled, seen from the source's network; None: the mesh has none."""
+    source, target, mesh = request.source, request.target, question.mesh
+    if service is not None and source.network == request.network:  # the service just found is the one
+        if _is_passthrough(service):
+            return None
+        return choose(
+            service, target.port, source, mesh, question.rng, waypoint=False, exclude=question.exclude
+        )
+    address = NetworkAddress(source.network, target.ip)
+    if question.on_demand and source.network != request.network:
+        there = find_destination(address, source.namespace, mesh, question.known, on_demand=True)
+        if isinstance(there, NeedAddress):
+            return there
+    return find_upstream(
+        address, target.port, source, mesh, question.rng, waypoint=False, exclude=question.exclude
+    )
+
+
+def _before_service(
+    request: OutboundRequest, service: Service, reference: GatewayAddress, question: Question
+) -> Decision:
+    """To the waypoint of a service, wherever that is."""
+    waypoint = find_gateway(reference, GatewayKind.WAYPOINT, question)
+    if not isinstance(waypoint, Gateway):
+        return waypoint
+    if waypoint.chosen.workload.network != request.source.network:
+        return _through_gateway(request, waypoint.chosen, service, question)
+    return _to_waypoint(request, waypoint, service, question)
+
+
+def _to_workload_with_waypoint(
+    request: OutboundRequest, upstream: Chosen, reference: GatewayAddress, question: Question
+) -> Decision:
+    """To the waypoint of a workload, unless it is the waypoint that asks."""
+    is_waypoint = comes_from(
+        reference,
+        request.source,
+        request.client,
+        question.mesh,
+        question.known,
+        on_demand=question.on_demand,
+    )
+    if isinstance(is_waypoint, NeedAddress):
+        return is_waypoint
+    if is_waypoint:
+        return _direct(request, upstream, question)
+    waypoint = find_gateway(reference, GatewayKind.WAYPOINT, question)
+    if not isinstance(waypoint, Gateway):
+        return waypoint
+    return _to_waypoint(request, waypoint, upstream.service, question)
+
+
+def _to_waypoint(
+    request: OutboundRequest, waypoint: Gateway, service: Service | None, question: Question
+) -> Decision:
+    """HBONE to a waypoint in our network, whatever protocol its workload says; it judges and goes on."""
+    chosen = waypoint.chosen
+    ip = _address_of(chosen, waypoint.family_of, question)
+    if isinstance(ip, Refusal | NeedHost):
+        return ip
+    names = _names(chosen.service)
+    return Route(
+        OutboundProtocol.HBONE,
+        SocketAddress(ip, chosen.port),
+        request.target,
+        (*names.identities, chosen.workload.identity),
+        (),
+        chosen.workload,
+        service,
+        names.notes,
+    )
+
+
+def _through_gateway(
+    request: OutboundRequest, upstream: Chosen, service: Service | None, question: Question
+) -> Decision:
+    """Double HBONE into another network. There the service is asked for by name; it may choose again.
+
+    What ends the inner tunnel proves one of the service's names only: many remote workloads stand behind
+    one record, so none of their identities can be expected.
+    """
+    if service is None:
+        return Refusal(Reason.NO_SERVICE_FOR_TARGET, str(request.target))
+    reference = upstream.workload.network_gateway
+    if reference is None:
+        return Refusal(Reason.NO_VALID_DESTINATION, str(upstream.workload))
+    gateway = find_gateway(reference, GatewayKind.NETWORK_GATEWAY, question)
+    if not isinstance(gateway, Gateway):
+        return gateway
+    chosen = gateway.chosen
+    ip = _address_of(chosen, gateway.family_of, question)
+    if isinstance(ip, Refusal | NeedHost):
+        return ip
+    outer, inner = _names(chosen.service), _names(upstream.service)
+    return Route(
+        OutboundProtocol.DOUBLE_HBONE,
+        SocketAddress(ip, chosen.port),
+        HostPort(service.hostname, request.target.port),
+        (*outer.identities, chosen.workload.identity),
+        inner.identities,
+        chosen.workload,
+        service,
+        outer.notes + inner.notes,
+    )
+
+
+def _direct(request: OutboundRequest, upstream: Chosen, question: Question) -> Decision:
+    """To the endpoint itself, by what it speaks."""
+    workload = upstream.workload
+    ip = _address_of(upstream, request.target.ip, question)
+    if isinstance(ip, Refusal | NeedHost):
+        return ip
+    address = SocketAddress(ip, upstream.port)
+    if workload.protocol is InboundProtocol.TCP:
+        return Route(OutboundProtocol.TCP, address, None, (), (), workload, upstream.service)
+    names = _names(upstream.service)
+    return Route(
+        OutboundProtocol.HBONE,
+        SocketAddress(ip, request.hbone_port),
+        address,
+        (*names.identities, workload.identity),
+        (),
+        workload,
+        upstream.service,
+        names.notes,
+    )
+
+
+def _address_of(chosen: Chosen, family_of: IPAddress, question: Question) -> IPAddress | Refusal | NeedHost:
+    """The address to dial of a chosen workload, in the family of the one given where it has a choice."""
+    workload = chosen.workload
+    if workload.uid in question.exclude:
+        return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(question.target))
+    ip = pick_address(workload, chosen.service, family_of)
+    if ip is not None:
+        return ip
+    if not workload.hostname:
+        return Refusal(Reason.NO_VALID_DESTINATION, str(workload))
+    if workload.uid not in question.known.hosts:
+        return NeedHost(workload)
+    addresses = question.known.hosts[workload.uid]
+    if addresses is None:
+        return Refusal(Reason.NO_RESOLVED_ADDRESSES, workload.uid)
+    if not addresses:
+        return Refusal(Reason.NO_USABLE_RECORDS, workload.uid)
+    same_family = [ip for ip in addresses if ip.version == family_of.version]
+    return question.rng.choice(same_family or addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The SANs of a service that are identities, and a note on each that is not."""
+
+    identities: tuple[SpiffeId, ...]
+    notes: tuple[str, ...]
+
+
+_NO_NAMES: Final = _Names((), ())
+
+
+def _names(service: Service | None) -> _Names:
+    if service is None or not service.subject_alt_names:
+        return _NO_NAMES
+    return _parse_names(service.subject_alt_names)
+
+
+@lru_cache(maxsize=1024)
+def _parse_names(texts: tuple[str, ...]) -> _Names:
+    identities: list[SpiffeId] = []
+    notes: list[str] = []
+    for text in texts:
+        try:
+            identities.append(SpiffeId.parse(text))
+        except PeerBrokeProtocol as error:
+            notes.append(f"ignoring invalid SAN {text}: {error}")
+    return _Names(tuple(identities), tuple(notes))
