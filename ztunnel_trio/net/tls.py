@@ -16,6 +16,7 @@ Unlike rustls, for lack of an interface in CPython's `ssl`:
   * A refusal for the peer's identity or by the verdict closes the connection; the peer gets no alert 46.
   * A peer whose ALPN offer lacks `h2` is told nothing, and fails when it does not speak HTTP/2.
   * CertificateRequest names no acceptable authorities. Expired trust anchors are not accepted.
+  * A leaf signed by the root itself is sent with the root: OpenSSL would look for one anew each time.
 """
 
 import logging
@@ -32,6 +33,7 @@ from typing import Final, NamedTuple, Protocol, cast
 import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.model.certificate import WorkloadCertificate
@@ -419,10 +421,28 @@ def _load_chain(context: ssl.SSLContext, certificate: WorkloadCertificate) -> No
     fd = os.memfd_create("workload-certificate", os.MFD_CLOEXEC)
     try:
         with open(fd, "wb", closefd=False) as memory:
-            memory.write(certificate.chain_pem() + certificate.key_pem)
+            memory.write(certificate.chain_pem() + _issuing_root_pem(certificate) + certificate.key_pem)
         context.load_cert_chain(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
+
+
+def _issuing_root_pem(certificate: WorkloadCertificate) -> bytes:
+    """The root that signed the leaf, if no intermediate stands between them.
+
+    Given no chain, OpenSSL builds and verifies one for every handshake, and ends it with the root as well.
+    """
+    if certificate.intermediates_der:
+        return b""
+    try:
+        leaf = x509.load_der_x509_certificate(certificate.leaf_der)
+        roots = [x509.load_der_x509_certificate(root) for root in certificate.roots_der]
+    except ValueError as error:
+        raise TlsMisconfigured(f"certificate: {error}") from error
+    for root in roots:
+        if _is_issued_by(leaf, root):
+            return root.public_bytes(serialization.Encoding.PEM)
+    return b""
 
 
 def _namesakes(roots: Sequence[bytes]) -> dict[bytes, frozenset[bytes]]:
@@ -456,11 +476,13 @@ def _choose_context_by_chain(context: ssl.SSLContext, by_root: dict[bytes, ssl.S
     ) -> None:
         if direction != "read" or content_type != _HANDSHAKE or message_type != CERTIFICATE_MESSAGE:
             return
-        presented = _presented_certificates(message, version)
-        for root, certificate in roots.items():
-            if any(_is_issued_by(each, certificate) for each in presented):
-                tls.context = by_root[root]
-                return
+        for presented in _presented_certificates(message, version):
+            if presented.issuer == presented.subject:  # a root, sent along: says nothing of the leaf's
+                continue
+            for root, certificate in roots.items():
+                if _is_issued_by(presented, certificate):
+                    tls.context = by_root[root]
+                    return
 
     cast("_HasMessageCallback", context)._msg_callback = choose
 
