@@ -1,0 +1,428 @@
+"""Delta xDS: what is asked first, what is remembered, what is answered, and how long to wait after an end."""
+
+import pytest
+
+from ztunnel_trio.errors import PeerBrokeProtocol, WeBrokeProtocol
+from ztunnel_trio.pb import xds_pb2
+from ztunnel_trio.spec.grpc import GrpcCode
+from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel_trio.wire.ads import (
+    CompleteEnd,
+    Discovery,
+    EndReason,
+    Finished,
+    NodeFacts,
+    OtherEnd,
+    Outcome,
+    Rejection,
+    Resource,
+    Response,
+    ResponseSplitter,
+    Retries,
+    StatusEnd,
+    StreamEnd,
+    Subscription,
+    duration_text,
+    parse_resource,
+)
+
+NODE = NodeFacts(instance_ip="10.0.0.1", pod_name="zt", pod_namespace="istio-system", node_name="node1")
+Request = xds_pb2.DeltaDiscoveryRequest
+
+
+def discovery(*, on_demand: bool = False, limit: int = 4_000_000) -> Discovery:
+    subscriptions = [Subscription(ADDRESS_TYPE, on_demand=on_demand), Subscription(AUTHORIZATION_TYPE)]
+    return Discovery(NODE.as_node(), subscriptions, request_limit_bytes=limit)
+
+
+def requests(encoded: list[bytes]) -> list[xds_pb2.DeltaDiscoveryRequest]:
+    return [Request.FromString(one) for one in encoded]
+
+
+def resource(name: str, version: str = "", aliases: tuple[str, ...] = ()) -> Resource:
+    return Resource(name, version, aliases, b"")
+
+
+def take(
+    core: Discovery,
+    *resources: Resource,
+    type_url: str = ADDRESS_TYPE,
+    removed: list[str] | None = None,
+    refused: list[Rejection] | None = None,
+    unusable: list[Rejection] | None = None,
+) -> Finished:
+    """Receive and finish one response."""
+    response = Response(type_url=type_url, nonce="n1", removed=removed or [])
+    outcome = Outcome(refused=refused or [], unusable=unusable or [])
+    for one in resources:
+        outcome.receive(one)
+    return core.finish(response, outcome, core.vanished(response, outcome))
+
+
+def test_the_node_is_named_in_four_parts_and_metadata_override_each_other() -> None:
+    facts = NodeFacts(
+        instance_ip="10.0.0.1",
+        pod_name="zt",
+        pod_namespace="ns",
+        node_name="node1",
+        proxy_metadata={"NAME": "other", "CLUSTER_ID": "c1"},
+        json_metadata={"CLUSTER_ID": "c2", "LABELS": {"app": "foo"}, "L": ["x", True, 1, None]},
+    )
+
+    node = facts.as_node()
+
+    assert node.id == "ztunnel~10.0.0.1~zt.ns~ns.svc.cluster.local"
+    assert (node.cluster, node.build_version) == ("", "")
+    fields = node.metadata.fields
+    assert {
+        name: fields[name].string_value for name in ("NAME", "NAMESPACE", "INSTANCE_IPS", "NODE_NAME")
+    } == {
+        "NAME": "other",
+        "NAMESPACE": "ns",
+        "INSTANCE_IPS": "10.0.0.1",
+        "NODE_NAME": "node1",
+    }
+    assert fields["CLUSTER_ID"].string_value == "c2"
+    assert fields["LABELS"].struct_value.fields["app"].string_value == "foo"
+    kinds = [value.WhichOneof("kind") for value in fields["L"].list_value.values]
+    assert kinds == ["string_value", "bool_value", "number_value", "null_value"]
+
+
+def test_the_first_requests_carry_the_node_and_nothing_else() -> None:
+    first = requests(discovery().open_stream())
+
+    assert [one.type_url for one in first] == [ADDRESS_TYPE, AUTHORIZATION_TYPE]
+    for one in first:
+        assert one.node.id.startswith("ztunnel~")
+        assert not one.resource_names_subscribe
+        assert not one.resource_names_unsubscribe
+        assert not one.initial_resource_versions
+        assert (one.response_nonce, one.HasField("error_detail")) == ("", False)
+
+
+def test_on_demand_subscribes_to_nothing_yet_and_policies_to_all() -> None:
+    address, policy = requests(discovery(on_demand=True).open_stream())
+
+    assert [*address.resource_names_subscribe, *address.resource_names_unsubscribe] == ["*", "*"]
+    assert [*policy.resource_names_subscribe, *policy.resource_names_unsubscribe] == []
+
+
+def test_an_accepted_response_is_acknowledged_by_its_nonce_alone() -> None:
+    core = discovery()
+    core.open_stream()
+
+    finished = take(core, resource("a", "v1"))
+
+    request = Request.FromString(finished.request)
+    assert request == Request(type_url=ADDRESS_TYPE, response_nonce="n1")
+    assert finished.error is None
+    assert core.known(ADDRESS_TYPE) == {"a": "v1"}
+
+
+def test_a_rejection_is_told_and_leaves_the_version_before() -> None:
+    core = discovery()
+    core.open_stream()
+    take(core, resource("old", "v1"))
+
+    finished = take(
+        core,
+        resource("old", "v2"),
+        resource("new", "v2"),
+        resource("good", "v2"),
+        refused=[Rejection("new", "unknown address type")],
+        unusable=[Rejection("old", "decode: bad")],
+    )
+
+    request = Request.FromString(finished.request)
+    assert (request.response_nonce, request.error_detail.code) == ("n1", 0)
+    assert request.error_detail.message == "new: unknown address type; old: decode: bad" == finished.error
+    assert core.known(ADDRESS_TYPE) == {"old": "v1", "good": "v2"}
+
+
+def test_a_reconnect_echoes_what_was_kept() -> None:
+    """ztunnel src/xds/client.rs, test_reconnect_echoes_retained_versions."""
+    core = discovery()
+    core.open_stream()
+    take(core, resource("foo0", "0.0.1"), resource("bad", "9.9.9"), unusable=[Rejection("bad", "decode: x")])
+
+    address, policy = requests(core.open_stream())
+
+    assert dict(address.initial_resource_versions) == {"foo0": "0.0.1"}
+    assert not policy.initial_resource_versions
+    assert address.node.id
+
+
+def test_an_empty_version_is_a_version() -> None:
+    core = discovery()
+    core.open_stream()
+    take(core, resource("ns/policy", ""), type_url=AUTHORIZATION_TYPE)
+
+    assert dict(requests(core.open_stream())[1].initial_resource_versions) == {"ns/policy": ""}
+
+
+def test_a_removed_name_is_forgotten_before_what_the_same_response_brings() -> None:
+    core = discovery()
+    core.open_stream()
+    take(core, resource("a", "v1"), resource("b", "v1"))
+    take(core, resource("b", "v2"), removed=["a", "b", "never"])
+
+    assert core.known(ADDRESS_TYPE) == {"b": "v2"}
+
+
+def test_an_unknown_type_is_acknowledged_and_leaves_no_trace() -> None:
+    core = discovery()
+    core.open_stream()
+
+    finished = take(core, resource("a", "v1"), type_url="type/Nonsense")
+
+    assert Request.FromString(finished.request) == Request(type_url="type/Nonsense", response_nonce="n1")
+    assert finished.answered == ()
+    assert core.known(ADDRESS_TYPE) == {}
+
+
+def test_ready_once_every_wildcard_type_was_accepted() -> None:
+    core = discovery()
+    core.open_stream()
+
+    assert not take(core, resource("a"), refused=[Rejection("a", "no")]).became_ready
+    assert not take(core, type_url=AUTHORIZATION_TYPE).became_ready
+    assert not core.is_ready
+    assert take(core).became_ready
+    assert core.is_ready
+    assert not take(core).became_ready
+
+
+def test_on_demand_readiness_waits_for_policies_only() -> None:
+    core = discovery(on_demand=True)
+    core.open_stream()
+
+    assert take(core, type_url=AUTHORIZATION_TYPE).became_ready
+
+
+def test_a_demand_subscribes_one_name_without_node_and_nonce() -> None:
+    core = discovery(on_demand=True)
+    core.open_stream()
+
+    request = Request.FromString(core.demand(ADDRESS_TYPE, "/127.0.0.1"))
+
+    assert request == Request(type_url=ADDRESS_TYPE, resource_names_subscribe=["/127.0.0.1"])
+    assert core.known(ADDRESS_TYPE) == {"/127.0.0.1": ""}
+
+
+def test_a_demand_for_something_known_keeps_its_version() -> None:
+    core = discovery(on_demand=True)
+    core.open_stream()
+    take(core, resource("uid", "v1"))
+    core.demand(ADDRESS_TYPE, "uid")
+
+    assert core.known(ADDRESS_TYPE) == {"uid": "v1"}
+
+
+def test_a_demand_for_a_type_never_subscribed_is_our_bug() -> None:
+    with pytest.raises(WeBrokeProtocol):
+        discovery().demand("type/Nonsense", "a")
+
+
+def test_a_demand_is_answered_by_name_alias_absence_or_an_empty_answer() -> None:
+    core = discovery(on_demand=True)
+    core.open_stream()
+    assert take(core).answered == ()  # the answer to the first request asks nobody
+    for name in ("uid", "/10.0.0.1", "/10.0.0.2", "/10.0.0.3", "/10.0.0.4"):
+        core.demand(ADDRESS_TYPE, name)
+
+    assert take(core, resource("uid", "v1")).answered == ("uid",)
+    assert take(core, resource("uid2", "v1", ("/10.0.0.1", "net/10.0.0.1"))).answered == (
+        "uid2",
+        "/10.0.0.1",
+        "net/10.0.0.1",
+    )
+    assert take(core, removed=["/10.0.0.2"]).answered == ("/10.0.0.2",)
+    assert take(core).answered == ("/10.0.0.3",)
+    assert take(core).answered == ("/10.0.0.4",)
+    assert take(core).answered == ()
+    assert "/10.0.0.2" not in core.known(ADDRESS_TYPE)
+
+
+def test_what_does_not_fit_the_first_request_is_gone_if_it_does_not_come_again() -> None:
+    core = discovery(limit=1500)
+    core.open_stream()
+    names = [f"cluster1//v1/Pod/ns/pod-{number:04}" for number in range(100)]
+    take(core, *(resource(name, "0123456789abcdef") for name in names))
+
+    again = core.open_stream()
+
+    assert all(len(one) <= 1500 for one in again)
+    named = set(requests(again)[0].initial_resource_versions)
+    left_out = sorted(set(names) - named)
+    assert named
+    assert left_out
+    take(core, *(resource(name, "v2") for name in left_out[1:]))
+    assert set(core.known(ADDRESS_TYPE)) == set(names) - {left_out[0]}
+
+
+def test_only_the_first_answer_of_a_stream_tells_what_vanished() -> None:
+    core = discovery(limit=1500)
+    core.open_stream()
+    names = [f"cluster1//v1/Pod/ns/pod-{number:04}" for number in range(100)]
+    take(core, *(resource(name, "v1") for name in names))
+    core.open_stream()
+    take(core, *(resource(name, "v1") for name in names))
+
+    later = Response(type_url=ADDRESS_TYPE)
+    assert core.vanished(later, Outcome()) == []
+
+
+def test_on_demand_names_that_do_not_fit_follow_in_further_requests() -> None:
+    core = discovery(on_demand=True, limit=1500)
+    core.open_stream()
+    names = [f"cluster1//v1/Pod/ns/pod-{number:04}" for number in range(100)]
+    take(core, *(resource(name, "v1") for name in names))
+
+    again = requests(core.open_stream())
+
+    assert all(len(one.SerializeToString()) <= 1500 for one in again)
+    asked = [name for one in again[1:] for name in one.resource_names_subscribe]
+    assert sorted([*again[0].initial_resource_versions, *asked]) == names
+    assert not any(one.HasField("node") for one in again[1:-1])
+    outcome = Outcome()
+    assert core.vanished(Response(type_url=ADDRESS_TYPE), outcome) == []
+
+
+def test_a_nack_text_is_bounded() -> None:
+    core = discovery(limit=1500)
+    core.open_stream()
+
+    finished = take(core, refused=[Rejection(f"name-{number}", "é" * 50) for number in range(100)])
+
+    assert len(finished.request) < 1500
+    assert Request.FromString(finished.request).error_detail.message.endswith("…")
+
+
+def test_resources_are_opened_but_not_their_payloads() -> None:
+    message = xds_pb2.Resource(name="a", version="v", aliases=["b"])
+    assert parse_resource(message.SerializeToString()) == Resource("a", "v", ("b",), None)
+    message.resource.value = b"\xff"
+    assert parse_resource(message.SerializeToString()).value == b"\xff"
+    with pytest.raises(PeerBrokeProtocol, match="decode: "):
+        parse_resource(b"\xff\xff")
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"\x12\x05ab", "past its end"),
+        (b"\x12\xff\xff\xff\xff\x0f", "past its end"),
+        (b"\x12" + b"\xff" * 10 + b"\x01", "varint is too long"),
+        (b"\x10\x01", "field 2 has wire type 0"),
+        (b"\x00\x01", "field 0"),
+        (b"\x02\x01a", "field 0"),
+        (b"\x3b", "wire type 3"),
+        (b"\x22\x01\xff", "field 4 is not UTF-8"),
+        (b"\x12", "ends within a field"),
+        (b"\x39\x00", "ends within a field"),
+    ],
+)
+def test_a_broken_response_is_refused(data: bytes, text: str) -> None:
+    def split() -> None:
+        splitter = ResponseSplitter(len(data))
+        splitter.feed(data)
+        splitter.finish()
+
+    with pytest.raises(PeerBrokeProtocol, match=text):
+        split()
+
+
+def test_a_response_longer_than_announced_is_refused() -> None:
+    splitter = ResponseSplitter(1)
+    with pytest.raises(PeerBrokeProtocol):
+        splitter.feed(b"\x12\x00")
+
+
+def test_an_empty_message_is_an_empty_response() -> None:
+    assert ResponseSplitter(0).finish().type_url == ""
+
+
+ADDRESS = "https://istiod:15012"
+
+
+def test_failures_wait_longer_and_longer_and_an_ordinary_end_starts_over() -> None:
+    retries = Retries(ADDRESS)
+    refused = StatusEnd(GrpcCode.UNKNOWN, "client error (Connect)", answered=False)
+
+    waits = [round(retries.after(refused).seconds * 1000) for _ in range(12)]
+
+    assert waits == [20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 15000, 15000]
+    assert retries.after(StatusEnd(GrpcCode.UNKNOWN, "", answered=True)).seconds == 0.010
+    assert retries.after(refused).seconds == 0.020
+    assert retries.after(CompleteEnd()).seconds == 0
+    assert retries.after(refused).seconds == 0.020
+    assert retries.after(StatusEnd(GrpcCode.INTERNAL, "", answered=True)).seconds == 0.040
+    assert retries.after(OtherEnd("no root")).seconds == 0.080  # the reference retries at once
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "text"),
+    [
+        (
+            StatusEnd(GrpcCode.UNAUTHENTICATED, "authentication failure", answered=False),
+            EndReason.CONNECTION_ERROR,
+            f"XDS client connection error: gRPC connection error connecting to {ADDRESS}: status: "
+            'Unauthenticated, message: "authentication failure" (hint: check the control plane logs for more '
+            "information), retrying in 20ms",
+        ),
+        (
+            StatusEnd(
+                GrpcCode.UNKNOWN,
+                "client error (Connect)",
+                answered=False,
+                source="dns error: Temporary failure in name resolution",
+            ),
+            EndReason.CONNECTION_ERROR,
+            f"XDS client connection error: gRPC connection error connecting to {ADDRESS}: status: Unknown, "
+            'message: "client error (Connect)", source: dns error: Temporary failure in name resolution '
+            "(hint: is the DNS server reachable?), retrying in 20ms",
+        ),
+        (
+            StatusEnd(GrpcCode.CANCELLED, "", answered=True),
+            EndReason.RECONNECT,
+            'XDS client terminated: gRPC error status: Cancelled, message: ""',
+        ),
+        (
+            StatusEnd(GrpcCode.DEADLINE_EXCEEDED, "", answered=True),
+            EndReason.RECONNECT,
+            'XDS client terminated: gRPC error status: DeadlineExceeded, message: ""',
+        ),
+        (
+            StatusEnd(GrpcCode.UNAVAILABLE, "transport is closing", answered=True),
+            EndReason.RECONNECT,
+            'XDS client terminated: gRPC error status: Unavailable, message: "transport is closing"',
+        ),
+        (
+            StatusEnd(GrpcCode.UNAVAILABLE, "closing: received prior goaway: x", answered=True),
+            EndReason.RECONNECT,
+            "XDS client terminated: gRPC error status: Unavailable, "
+            'message: "closing: received prior goaway: x"',
+        ),
+        (
+            StatusEnd(GrpcCode.UNAVAILABLE, "overloaded", answered=True),
+            EndReason.ERROR,
+            'XDS client error: gRPC error status: Unavailable, message: "overloaded", retrying in 20ms',
+        ),
+        (
+            StatusEnd(GrpcCode.ABORTED, "x", answered=True),
+            EndReason.ERROR,
+            'XDS client error: gRPC error status: Aborted, message: "x", retrying in 20ms',
+        ),
+        (CompleteEnd(), EndReason.COMPLETE, "XDS client complete"),
+        (OtherEnd("no root"), EndReason.ERROR, "XDS client error: no root, retrying in 20ms"),
+    ],
+)
+def test_every_end_has_its_reason_and_text(end: StreamEnd, reason: EndReason, text: str) -> None:
+    retry = Retries(ADDRESS).after(end)
+
+    assert (retry.reason, retry.text) == (reason, text)
+    assert retry.is_warning == (reason is not EndReason.RECONNECT)
+
+
+def test_durations_read_as_rust_prints_them() -> None:
+    assert [duration_text(one) for one in (0.02, 0.64, 1.28, 15.0)] == ["20ms", "640ms", "1.28s", "15s"]
