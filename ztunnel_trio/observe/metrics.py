@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 UNKNOWN: Final = "unknown"
 MOST_SERIES: Final = 20_000
 IDLE_SECONDS: Final = 4 * 3600.0
+LOOK_AT: Final = 16  # series looked at to find one that may be forgotten
 
 Reporter = Literal["source", "destination"]
 
@@ -123,20 +124,21 @@ class TrafficSeries(Collector):
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = Series(labels)
-            if len(self._series) > self._most:
-                self._forget_one()
         else:
             self._series.move_to_end(labels)
         series.opened += 1
         series.live.add(traffic)
         series.touched_at = self._clock()
+        if len(self._series) > self._most:
+            self._forget_one()
         return series
 
     def _forget_one(self) -> None:
-        for labels, series in self._series.items():
+        for _ in range(LOOK_AT):
+            labels, series = self._series.popitem(last=False)
             if not series.live:
-                del self._series[labels]
                 return
+            self._series[labels] = series  # in use: it counts as recent
 
     def expire(self) -> None:
         """Forget what has been idle for too long."""
