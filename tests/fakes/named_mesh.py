@@ -1,0 +1,156 @@
+"""A mesh that only knows names: the one of ztunnel's own DNS tests (src/dns/server.rs), and makers of more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+import trio
+
+from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
+from ztunnel_trio.model.service import Endpoint, IPFamilies, Service, Visibility
+from ztunnel_trio.model.workload import Workload, WorkloadInfo
+
+NETWORK = "nw1"
+CLIENT = Workload(
+    uid="client",
+    name="client",
+    namespace="ns1",
+    network=NETWORK,
+    canonical_name="client-app",
+    canonical_revision="v1",
+)
+
+
+@dataclass(slots=True, eq=False)
+class NamedMesh:
+    """What the DNS server asks of a mesh; change it, then count `revision` up."""
+
+    listed: list[Service] = field(default_factory=list)
+    backed: dict[NamespacedHostname, dict[str, Endpoint]] = field(default_factory=dict)
+    workloads: dict[str, Workload] = field(default_factory=lambda: {CLIENT.uid: CLIENT})
+    revision: int = 1
+
+    def services_named(self, hostname: str) -> Sequence[Service]:
+        return [service for service in self.listed if service.hostname == hostname]
+
+    def endpoints(self, key: NamespacedHostname) -> Mapping[str, Endpoint]:
+        return self.backed.get(key, {})
+
+    def workload(self, uid: str) -> Workload | None:
+        return self.workloads.get(uid)
+
+    def local_workload(self, info: WorkloadInfo) -> Workload | None:
+        return next((workload for workload in self.workloads.values() if workload.info == info), None)
+
+    def back(self, service: Service, *workloads: Workload) -> None:
+        self.workloads.update((workload.uid, workload) for workload in workloads)
+        self.backed[service.key] = {w.uid: Endpoint(w.uid, {80: 80}, w.health) for w in workloads}
+
+
+@dataclass(slots=True, eq=False)
+class LiveNamedMesh:
+    """The mesh with its waiting lookup."""
+
+    mesh: NamedMesh
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    async def local_workload(self, info: WorkloadInfo, *, seconds: float = 5.0) -> Workload | None:
+        with trio.move_on_after(seconds):
+            await self.changed.wait()
+        return self.mesh.local_workload(info)
+
+
+def external(
+    hostname: str,
+    namespace: str,
+    *vips: str,
+    canonical: bool = False,
+    visibility: Visibility = Visibility.PUBLIC,
+    ip_families: IPFamilies | None = None,
+) -> Service:
+    """A service of that hostname; a VIP may name its network: `nw2/20.20.20.20`."""
+    return Service(
+        name=hostname.partition(".")[0],
+        namespace=namespace,
+        hostname=hostname,
+        vips=tuple(address(vip) for vip in vips),
+        ports={80: 80},
+        canonical=canonical,
+        visibility=visibility,
+        ip_families=ip_families,
+    )
+
+
+def kubernetes(
+    name: str,
+    namespace: str,
+    *vips: str,
+    visibility: Visibility = Visibility.PUBLIC,
+    ip_families: IPFamilies | None = None,
+) -> Service:
+    hostname = f"{name}.{namespace}.svc.cluster.local"
+    return external(hostname, namespace, *vips, visibility=visibility, ip_families=ip_families)
+
+
+def address(text: str) -> NetworkAddress:
+    network, _, ip = text.rpartition("/")
+    return NetworkAddress(network or NETWORK, ip_address(ip))
+
+
+def pod(name: str, *addresses: str) -> Workload:
+    ips = tuple(ip_address(ip) for ip in addresses)
+    return Workload(uid=name, name=name, namespace="ns1", network=NETWORK, addresses=ips)
+
+
+def reference_mesh() -> NamedMesh:
+    """The services and endpoints of ztunnel's lookup test."""
+    v6 = "2001:db8::ff00:42:8329"
+    headless = kubernetes("headless", "ns1")
+    headless_external = external("headless.example.com", "ns1")
+    headless_v6 = kubernetes("headless-ipv6", "ns1", ip_families=IPFamilies.IPV6)
+    mesh = NamedMesh(
+        [
+            external("www.google.com", "ns1", "1.1.1.1"),
+            kubernetes("productpage", "ns1", "9.9.9.9"),
+            kubernetes("example", "ns2", "10.10.10.10"),
+            kubernetes("nslocal", "ns2", "10.10.10.240", visibility=Visibility.NAMESPACE),
+            kubernetes("nslocalsame", "ns1", "10.10.10.241", visibility=Visibility.NAMESPACE),
+            external("everywhere.io", "ns2", "10.10.10.110"),
+            external("preferred.io", "ns2", "10.10.10.210"),
+            external("everywhere.io", "preferred-ns", "10.10.10.111"),
+            external("preferred.io", "preferred-ns", "10.10.10.211"),
+            external("everywhere.io", "ns1", "10.10.10.112"),
+            external("canonical.svc", "ns2", "10.10.10.140"),
+            external("canonical.svc", "ns3", "10.10.10.141", canonical=True),
+            external("canonical.with.local", "ns1", "10.10.10.150"),
+            external("canonical.with.local", "ns2", "10.10.10.151", canonical=True),
+            external(
+                "details.ns2.svc.cluster.remote",
+                "ns2",
+                "11.11.11.11",
+                "12.12.12.12",
+                "13.13.13.13",
+                "14.14.14.14",
+            ),
+            external("ipv4.localhost", "ns1", "2.2.2.2"),
+            external("ipv6.localhost", "ns1", v6),
+            external("dual.localhost", "ns1", "2.2.2.2", v6),
+            external("*.wildcard", "ns1", "10.10.10.10"),
+            external("*.b.wildcard", "ns1", "11.11.11.11"),
+            external("*.svc.mesh.company.net", "ns1", "10.1.2.3"),
+            kubernetes("nw2-only", "ns1", "nw2/20.20.20.20"),
+            kubernetes("both-networks", "ns1", "21.21.21.21", "nw2/22.22.22.22"),
+            headless,
+            headless_external,
+            external("headless-no-endpoints.example.com", "ns1"),
+            headless_v6,
+        ]
+    )
+    mesh.back(
+        headless,
+        pod("headless0", "30.30.30.30", "2001:db8::30"),
+        pod("headless1", "31.31.31.31", "2001:db8::31"),
+    )
+    mesh.back(headless_external, pod("headless-external", "32.32.32.32", "2001:db8::32"))
+    mesh.back(headless_v6, pod("headless2", "33.33.33.33", "2001:db8::33"))
+    return mesh
