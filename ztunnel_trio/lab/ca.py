@@ -1,8 +1,9 @@
 """A stand-in for istiod's certificate service, with what can go wrong with one on request.
 
-`CertificateService` answers CreateCertificate as istiod's CA does (istio `security/pkg/server/ca`): the bearer
-token is checked, impersonation needs the `clusterid` header, the key of the request is certified for the identity
-asked for, and the answer is the leaf, the intermediates one by one, and the roots as one last element.
+`CertificateService` answers CreateCertificate as istiod's CA does (istio `security/pkg/server/ca`): the
+bearer token is checked, impersonation needs the `clusterid` header, the key of the request is certified for
+the identity asked for, and the answer is the leaf, the intermediates one by one, and the roots as one last
+element.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """Machines as network namespaces on one bridge: the fabric, and hosts plugged into it.
 
-Namespaces are anonymous: a thread leaves the process's own with `unshare`, and the descriptor of what it finds
-itself in is all that keeps the namespace alive. When the process ends, however it ends, they are gone with every
-link and rule in them; nothing has to be cleaned up after a crash. Others reach one through
+Namespaces are anonymous: a thread leaves the process's own with `unshare`, and the descriptor of what it
+finds itself in is all that keeps the namespace alive. When the process ends, however it ends, they are gone
+with every link and rule in them; nothing has to be cleaned up after a crash. Others reach one through
 `/proc/<pid>/fd/<n>`.
 
 All of one lab's traffic crosses the bridge, so `lab.capture` sees it in one place. Addresses: the fabric is
@@ -137,7 +137,7 @@ class Host:
     async def connect(
         self, address: SocketAddress, *, source: IPAddress | None = None, mark: int | None = None
     ) -> trio.SocketStream:
-        """Dial as a program in this host. `mark` is what the proxy's own sockets carry; the caller sets the deadline.
+        """Dial as a program in this host; the caller sets the deadline. Proxies' sockets carry a `mark`.
 
         Raises:
             OSError: as the kernel gave it.

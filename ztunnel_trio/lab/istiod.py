@@ -1,11 +1,11 @@
 """A stand-in for istiod: delta ADS and the certificate service over TLS, with bad manners on request.
 
-Theory of operation. `Istiod` keeps the resources (`put`, `push`) and one `AdsStream` for every
-stream a proxy has open. Answers follow istiod: the first request of a type is answered with everything whose
-version the proxy does not know and the removal of what it names and does not exist; an ACK or NACK is only
-noted; on-demand streams get what they ask for, their node's workloads, and what belongs to a service asked for.
-Pushes go to every live stream at once. All state belongs to the Trio task that calls; a stream's two tasks share
-it without locks.
+Theory of operation. `Istiod` keeps the resources (`put`, `push`) and one `AdsStream` for every stream a
+proxy has open. Answers follow istiod: the first request of a type is answered with everything whose version
+the proxy does not know and the removal of what it names and does not exist; an ACK or NACK is only noted;
+on-demand streams get what they ask for, their node's workloads, and what belongs to a service asked for.
+Pushes go to every live stream at once. All state belongs to the Trio task that calls; a stream's two tasks
+share it without locks.
 
 `changed` counts up with everything a test may wait for; `wait_for` is the usual way to wait.
 """

@@ -137,8 +137,8 @@ class Links:
             self._route.route("add", dst=everything, gateway=str(gateway), oif=self._index(device))
 
     def add_local_table(self, *, table: int, mark: int, mask: int, priority: int) -> None:
-        """Marked packets are delivered locally, whatever their destination: `local default dev lo` in a table
-        of its own and the rule that leads there, for both IP families (`net.ipv6.conf.lo.disable_ipv6` off)."""
+        """Deliver marked packets locally, whatever their destination, for both IP families: `local default
+        dev lo` in a table of its own and the rule that leads there."""
         loopback = self._index("lo")
         for family, everything in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0")):
             scope = {"scope": _SCOPE_HOST} if family == socket.AF_INET else {}
