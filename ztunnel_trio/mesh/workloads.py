@@ -1,0 +1,334 @@
+"""The workloads of the mesh: by uid, address, hostname, and on this node by account.
+
+Theory of operation: a workload nobody asked about is a *record*, a few bytes under its uid: the numbers of
+its template and its place, its addresses and its name. A *template* is what all workloads of a deployment
+share, its services among it; a *place* is a node and a locality. Both are numbered and counted, and go with
+their last workload. The garbage collector therefore sees one object a deployment, not one a workload. A
+`Workload` is made of its record on first use and kept in a cache of bounded size.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from ztunnel_trio.mesh.decode import Shared, WorkloadEntry, build_workload
+from ztunnel_trio.mesh.keys import AddressKey, address_key, packed_key
+from ztunnel_trio.mesh.services import Backing, Shape
+from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
+from ztunnel_trio.model.workload import (
+    Health,
+    InboundProtocol,
+    Locality,
+    NetworkMode,
+    Workload,
+    WorkloadInfo,
+)
+
+WORKLOADS_BUILT: Final = 8192  # values kept at most; about 1.5 KiB each
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+Account = tuple[str, str]
+"""Namespace and service account."""
+
+
+class Numbered(Generic[K, V]):
+    """Values under small numbers, equal keys under the same one, each until its last holder lets go."""
+
+    __slots__ = ("_free", "_holders", "_keys", "_numbers", "values")
+
+    def __init__(self) -> None:
+        self.values: list[V | None] = []
+        self._keys: list[K | None] = []
+        self._holders: list[int] = []
+        self._numbers: dict[K, int] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: int) -> V:
+        value = self.values[number]
+        assert value is not None, "a number is used by its holders only"
+        return value
+
+    def hold(self, key: K, make: Callable[[], V]) -> int:
+        """The number of a key, for one more holder; `make` is called for a new one."""
+        number = self._numbers.get(key)
+        if number is not None:
+            self._holders[number] += 1
+            return number
+        value = make()
+        if self._free:
+            number = self._free.pop()
+            self.values[number], self._keys[number], self._holders[number] = value, key, 1
+        else:
+            number = len(self.values)
+            self.values.append(value)
+            self._keys.append(key)
+            self._holders.append(1)
+        self._numbers[key] = number
+        return number
+
+    def release(self, number: int) -> V | None:
+        """One holder fewer; the value, if that was the last."""
+        self._holders[number] -= 1
+        if self._holders[number]:
+            return None
+        key, value = self._keys[number], self.values[number]
+        assert key is not None
+        del self._numbers[key]
+        self._keys[number] = self.values[number] = None
+        self._free.append(number)
+        return value
+
+
+class Template:
+    """What workloads share, with what is asked of it often."""
+
+    __slots__ = ("account", "backings", "healthy", "indexed", "prototype", "rank", "wants_certificate")
+
+    def __init__(self, shared: Shared, backing: Callable[[NamespacedHostname], Backing]) -> None:
+        prototype = shared.prototype
+        hbone = prototype.protocol is InboundProtocol.HBONE
+        self.prototype = prototype
+        self.account = (prototype.namespace, prototype.service_account)
+        self.indexed = prototype.network_mode is not NetworkMode.HOST_NETWORK
+        self.healthy = prototype.health is Health.HEALTHY
+        self.rank = 1 if hbone else 0
+        self.wants_certificate = hbone or prototype.native_tunnel
+        self.backings = tuple(
+            [(backing(key), Shape.of(ports, prototype.health)) for key, ports in prototype.services.items()]
+        )
+
+
+class Place(NamedTuple):
+    """Where a workload runs."""
+
+    node: str
+    locality: Locality
+
+
+class Sketch(NamedTuple):
+    """What load balancing asks of a workload, without making the whole value."""
+
+    prototype: Workload  # uid, name, addresses, node and locality are not its
+    place: Place
+    has_addresses: bool
+
+
+_HEAD: Final = Struct("<III")  # template, place, length of the addresses
+_POD: Final = "//Pod/"  # istiod: every pod's uid has it, nothing else does
+
+
+@dataclass(slots=True, eq=False)
+class Workloads:
+    """The store. `backing` gives the endpoint set of a service, also of one not known yet."""
+
+    local_node: str | None
+    backing: Callable[[NamespacedHostname], Backing]
+    _records: dict[str, bytes] = field(default_factory=dict)
+    _templates: Numbered[bytes | Workload, Template] = field(default_factory=Numbered)
+    _places: Numbered[Place, Place] = field(default_factory=Numbered)
+    _by_address: dict[str, dict[AddressKey, str | tuple[str, ...]]] = field(default_factory=dict)
+    _by_hostname: dict[str, dict[str, None]] = field(default_factory=dict)
+    _local: dict[Account, dict[str, None]] = field(default_factory=dict)
+    _built: dict[str, Workload] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._records
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    # change
+
+    def insert(self, entry: WorkloadEntry) -> Template:
+        """Index a workload whose uid is not in the store, and return its template."""
+        uid, name, addresses, node, locality, shared = entry
+        number = self._templates.hold(shared.key, lambda: self._new_template(shared))
+        template = self._templates[number]
+        place = Place(node, locality)
+        place_number = self._places.hold(place, lambda: place)
+        block = addresses[0] if len(addresses) == 1 else _join(addresses)
+        self._records[uid] = _HEAD.pack(number, place_number, len(block)) + block + name.encode()
+        prototype = template.prototype
+        if template.indexed and addresses:
+            network = self._by_address.get(prototype.network)
+            if network is None:
+                network = self._by_address[prototype.network] = {}
+            for packed in addresses:
+                key = packed_key(packed)
+                there = network.get(key)
+                network[key] = uid if there is None else _with(there, uid)
+        if prototype.hostname:
+            self._by_hostname.setdefault(prototype.hostname, {})[uid] = None
+        if self.local_node is None or self.local_node == node:
+            self._local.setdefault(template.account, {})[uid] = None
+        return template
+
+    def remove(self, uid: str) -> "Removed | None":
+        """Take a workload out of every index; None if there is none of that uid."""
+        record = self._records.pop(uid, None)
+        if record is None:
+            return None
+        self._built.pop(uid, None)
+        number, place_number, length = _HEAD.unpack_from(record)
+        template, place = self._templates[number], self._places[place_number]
+        prototype = template.prototype
+        if template.indexed and length:
+            self._remove_addresses(prototype.network, uid, _split(record[_HEAD.size : _HEAD.size + length]))
+        if prototype.hostname:
+            _discard(self._by_hostname, prototype.hostname, uid)
+        is_local = self.local_node is None or self.local_node == place.node
+        if is_local:
+            _discard(self._local, template.account, uid)
+        self._places.release(place_number)
+        if self._templates.release(number) is not None:
+            for backing, _ in template.backings:
+                backing.templates -= 1
+        return Removed(template, place, is_local)
+
+    def _new_template(self, shared: Shared) -> Template:
+        template = Template(shared, self.backing)
+        for backing, _ in template.backings:
+            backing.templates += 1
+        return template
+
+    def _remove_addresses(self, network: str, uid: str, addresses: tuple[bytes, ...]) -> None:
+        keys = self._by_address[network]
+        for packed in addresses:
+            key = packed_key(packed)
+            there = keys.get(key)
+            if there == uid:
+                del keys[key]
+            elif isinstance(there, tuple):
+                left = tuple([other for other in there if other != uid])
+                keys[key] = left if len(left) > 1 else left[0]
+        if not keys:
+            del self._by_address[network]
+
+    # lookup
+
+    def get(self, uid: str) -> Workload | None:
+        """The workload of a uid."""
+        built = self._built.get(uid)
+        if built is not None:
+            return built
+        record = self._records.get(uid)
+        if record is None:
+            return None
+        number, place_number, length = _HEAD.unpack_from(record)
+        place = self._places[place_number]
+        end = _HEAD.size + length
+        workload = build_workload(
+            self._templates[number].prototype,
+            uid,
+            record[end:].decode(),
+            _split(record[_HEAD.size : end]),
+            place.node,
+            place.locality,
+        )
+        if len(self._built) >= WORKLOADS_BUILT:
+            self._built.pop(next(iter(self._built)))  # the oldest: a value in use is soon made again
+        self._built[uid] = workload
+        return workload
+
+    def sketch(self, uid: str) -> Sketch | None:
+        """The few facts load balancing compares, from the record."""
+        record = self._records.get(uid)
+        if record is None:
+            return None
+        number, place_number, length = _HEAD.unpack_from(record)
+        return Sketch(self._templates[number].prototype, self._places[place_number], length > 0)
+
+    def at(self, address: NetworkAddress) -> Workload | None:
+        """The best workload of an address: pods first, then HBONE, then the last inserted."""
+        keys = self._by_address.get(address.network)
+        found = None if keys is None else keys.get(address_key(address.ip))
+        if found is None:
+            return None
+        if isinstance(found, tuple):
+            found = max(reversed(found), key=self._rank)
+        return self.get(found)
+
+    def _rank(self, uid: str) -> int:
+        number, _, _ = _HEAD.unpack_from(self._records[uid])
+        return (2 if _POD in uid else 0) + self._templates[number].rank
+
+    def by_hostname(self, name: NamespacedHostname) -> Workload | None:
+        """The first workload of that hostname and namespace."""
+        for uid in self._by_hostname.get(name.hostname, ()):
+            workload = self.get(uid)
+            if workload is not None and workload.namespace == name.namespace:
+                return workload
+        return None
+
+    def local(self, info: WorkloadInfo) -> Workload | None:
+        """The workload on this node that the agent means."""
+        for uid in self._local.get((info.namespace, info.service_account), ()):
+            record = self._records[uid]
+            _, _, length = _HEAD.unpack_from(record)
+            if record[_HEAD.size + length :] == info.name.encode():
+                return self.get(uid)
+        return None
+
+    def has_local_account(self, account: Account) -> bool:
+        """Whether any workload on this node runs under that account."""
+        return account in self._local
+
+    def is_local(self, node: str) -> bool:
+        """Whether a workload of that node is in the node's index: without a node name of ours, any is."""
+        return self.local_node is None or self.local_node == node
+
+    @property
+    def address_count(self) -> int:
+        """How many addresses are indexed."""
+        return sum([len(keys) for keys in self._by_address.values()])
+
+
+class Removed(NamedTuple):
+    """What a workload was that is gone."""
+
+    template: Template
+    place: Place
+    is_local: bool
+
+
+def _with(there: str | tuple[str, ...], uid: str) -> str | tuple[str, ...]:
+    """The uids of an address and one more, each once."""
+    if isinstance(there, tuple):
+        return there if uid in there else (*there, uid)
+    return there if there == uid else (there, uid)
+
+
+def _discard(index: dict[K, dict[str, None]], key: K, uid: str) -> None:
+    uids = index[key]
+    uids.pop(uid, None)
+    if not uids:
+        del index[key]
+
+
+def _join(addresses: tuple[bytes, ...]) -> bytes:
+    """Addresses as one block: a lone one as it is, several each after its length."""
+    if len(addresses) == 1:
+        return addresses[0]
+    return b"".join([bytes((len(packed),)) + packed for packed in addresses])
+
+
+def _split(block: bytes) -> tuple[bytes, ...]:
+    """The addresses of a block. A block of several is longer than 4 bytes and never 16 long:
+    its addresses take 5 or 17 bytes each, and no sum of those is 16."""
+    if len(block) in (4, 16):
+        return (block,)
+    found, start = [], 0
+    while start < len(block):
+        end = start + 1 + block[start]
+        found.append(block[start + 1 : end])
+        start = end
+    return tuple(found)
