@@ -1,0 +1,273 @@
+"""Throughput, round trips, set-up and size of two hops in one process: app -> client tunnel -> server tunnel -> app.
+
+Both hops share this process and one core, the applications are child processes. Run:
+
+    python -m tests.benchmarks.two_hops [--task] [--seconds 2]
+"""
+
+import argparse
+import gc
+import os
+import resource
+import socket
+import ssl
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+import trustme
+
+from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.net.engine import Engine
+from ztunnel_trio.net.relay import SocketEnd, relay
+from ztunnel_trio.proxy.tunnel import ClientTunnel, ServerTunnel, TunnelRequest, TunnelSettings
+
+HEADERS = [
+    (
+        b"baggage",
+        b"k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=client,"
+        b"service.name=client,service.version=v1",
+    ),
+    (b"forwarded", b'for="10.0.0.1:40000"'),
+    (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"),
+]
+TARGET = SocketAddress.parse("10.0.0.2:8080")
+
+
+@dataclass(slots=True)
+class Counted:
+    to_destination: int = 0
+    to_source: int = 0
+
+
+def serve_apps(listener: socket.socket) -> None:
+    """The destination: the first byte says what a connection is for: (e)cho, (s)ink, (p)our, (i)dle."""
+    import threading
+
+    def one(conn: socket.socket) -> None:
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        buffer = bytearray(1 << 20)
+        with conn:
+            what = conn.recv(1)
+            if what == b"p":
+                while True:
+                    try:
+                        conn.sendall(buffer)
+                    except OSError:
+                        return
+            while count := conn.recv_into(buffer):
+                if what == b"e":
+                    conn.sendall(memoryview(buffer)[:count])
+
+    while True:
+        conn, _ = listener.accept()
+        threading.Thread(target=one, args=(conn,), daemon=True).start()
+
+
+def rounds(address: tuple[str, int], seconds: float) -> None:
+    with socket.create_connection(address) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(b"e")
+        took = []
+        message = bytes(100)
+        until = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < until:
+            sock.sendall(message)
+            left = 100
+            while left:
+                left -= len(sock.recv(left))
+            took.append(time.perf_counter() - began)
+    took.sort()
+    print(f"p50 {took[len(took) // 2] * 1e6:.0f} us  p99 {took[int(len(took) * 0.99)] * 1e6:.0f} us  {len(took)} rounds")
+
+
+def upload(address: tuple[str, int], seconds: float) -> None:
+    with socket.create_connection(address) as sock:
+        sock.sendall(b"s")
+        chunk, total = bytes(1 << 20), 0
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            sock.sendall(chunk)
+            total += len(chunk)
+        print(f"{total / (time.perf_counter() - began) / 1e9:.2f} GB/s, {total / 1e9:.2f} GB")
+
+
+def download(address: tuple[str, int], seconds: float) -> None:
+    with socket.create_connection(address) as sock:
+        sock.sendall(b"p")
+        buffer, total = bytearray(1 << 20), 0
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            total += sock.recv_into(buffer)
+        print(f"{total / (time.perf_counter() - began) / 1e9:.2f} GB/s, {total / 1e9:.2f} GB")
+
+
+def connect(address: tuple[str, int], seconds: float) -> None:
+    took = []
+    until = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < until:
+        with socket.create_connection(address) as sock:
+            sock.sendall(b"ex")
+            sock.recv(1)
+            took.append(time.perf_counter() - began)
+    print(f"{len(took) / seconds:.0f} connections/s, p50 {statistics.median(took) * 1e6:.0f} us, {len(took)}")
+
+
+def idle(address: tuple[str, int], seconds: float) -> None:
+    socks = []
+    for _ in range(1000):
+        sock = socket.create_connection(address)
+        sock.sendall(b"ex")
+        sock.recv(1)
+        socks.append(sock)
+    print("1000 idle")
+    sys.stdout.flush()
+    time.sleep(2)
+
+
+def child(work: Callable[..., None], *args: object) -> int:
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(*args)
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    return pid
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    leaf = authority.issue_cert("node.test", key_type=trustme.KeyType.ECDSA)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.minimum_version = ssl.TLSVersion.TLSv1_3
+    server.num_tickets = 0
+    leaf.configure_cert(server)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(client)
+    return client, server
+
+
+async def handshake(sock: ssl.SSLSocket) -> None:
+    while True:
+        try:
+            sock.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            await trio.lowlevel.wait_readable(sock)
+        except ssl.SSLWantWriteError:
+            await trio.lowlevel.wait_writable(sock)
+
+
+def listen() -> socket.socket:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener.setblocking(False)
+    return listener
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    while True:
+        try:
+            sock, _ = listener.accept()
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(listener)
+
+
+async def dial(address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        await trio.lowlevel.wait_writable(sock)
+    return sock
+
+
+def cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def resident_kib() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4
+
+
+async def main(seconds: float, *, use_instrument: bool, only: str) -> None:
+    apps = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    app_pid = child(serve_apps, apps)
+    app_address = apps.getsockname()
+    outbound, inbound = listen(), listen()
+    client_context, server_context = contexts()
+    engine = Engine(use_instrument=use_instrument)
+    settings = TunnelSettings(max_streams=2000)
+
+    async def serve(request: TunnelRequest) -> None:
+        sock = await dial(app_address)
+        stream = request.accept([])
+        if text := await relay(engine, stream, SocketEnd(sock), Counted()):
+            print("inbound:", text)
+
+    async def captured(sock: socket.socket, tunnel: ClientTunnel) -> None:
+        stream = await tunnel.open(TARGET, HEADERS)
+        if text := await relay(engine, SocketEnd(sock), stream, Counted()):
+            print("outbound:", text)
+
+    async def capture(tunnel: ClientTunnel) -> None:
+        while True:
+            nursery.start_soon(captured, await accept(outbound), tunnel)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        raw = await dial(inbound.getsockname())
+        far = server_context.wrap_socket(await accept(inbound), server_side=True, do_handshake_on_connect=False)
+        near = client_context.wrap_socket(raw, server_hostname="node.test", do_handshake_on_connect=False)
+        async with trio.open_nursery() as hands:
+            hands.start_soon(handshake, far)
+            hands.start_soon(handshake, near)
+        server = ServerTunnel(engine, far, settings)
+        await nursery.start(server.run, serve)
+        client = ClientTunnel(engine, near, settings)
+        await nursery.start(client.run)
+        nursery.start_soon(capture, client)
+        address = outbound.getsockname()
+        for name, work in (
+            ("direct round trip", rounds),
+            ("round trip", rounds),
+            ("upload", upload),
+            ("download", download),
+            ("connections", connect),
+            ("idle", idle),
+        ):
+            if only and only not in name:
+                continue
+            gc.collect()
+            before, size = cpu(), resident_kib()
+            print(f"{name}: ", end="")
+            pid = child(work, app_address if name.startswith("direct") else address, seconds)
+            if work is idle:
+                await trio.sleep(3)
+                gc.collect()
+                print(f"{(resident_kib() - size) / 1000:.1f} KiB a connection, both hops")
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                await trio.sleep(0.05)
+            print(f"    cpu {cpu() - before:.2f} s")
+        os.kill(app_pid, 9)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--task", action="store_true", help="drive the engine as a Trio task")
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--only", default="")
+    chosen = parser.parse_args()
+    trio.run(lambda: main(chosen.seconds, use_instrument=not chosen.task, only=chosen.only))

@@ -1,0 +1,547 @@
+"""Pumps: copy between a connection's two ends, both ways, until both directions have ended.
+
+A connection's one Trio task calls `relay`, which registers the ends and waits; leaving it for whatever reason unregisters
+and closes them. The pumps themselves are synchronous and run by the engine.
+
+*Half-close.* The end of one direction is passed on (FIN or END_STREAM) and the other direction runs on.
+*Resets are passed on* (RFC 9113 8.5): a TCP connection that fails resets its stream with CONNECT_ERROR or the TCP connection
+on the other side; a stream reset with an error becomes a TCP reset. A stream that ended with NO_ERROR or with its tunnel
+looks like an end of data.
+*What the log says* follows the reference (ztunnel src/copy.rs): resets and broken pipes of TCP are no errors, a
+stream that cannot take the last bytes or the last word is one.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ztunnel_trio.errors import WeBrokeProtocol
+from ztunnel_trio.net.engine import (
+    CHUNK_BYTES,
+    CHUNKS_A_TURN,
+    HANGING_UP,
+    READABLE,
+    WRITABLE,
+    Engine,
+    Once,
+)
+
+CONNECT_ERROR: Final = 10  # RFC 9113 7
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+_SWALLOWED = frozenset(
+    (errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE)
+)  # ztunnel src/copy.rs: ignore_io_errors
+
+
+class Traffic(Protocol):
+    """Where bytes are counted, live: towards the destination and back to the source."""
+
+    to_destination: int
+    to_source: int
+
+
+class StreamReader(Protocol):
+    """What a tunnel's stream tells whoever relays it."""
+
+    def take(self, data: memoryview) -> int:
+        """Bytes from the peer; returns how many the other side took. The rest is kept and offered again."""
+
+    def ended(self) -> None:
+        """No more bytes will come, and all have been taken."""
+
+    def was_reset(self, code: int) -> None:
+        """The peer reset the stream with an error, or broke its rules; nothing more in either direction."""
+
+    def resume(self) -> None:
+        """There may be room again."""
+
+
+class StreamEnd(Protocol):
+    """What a relay needs of a stream in a tunnel."""
+
+    def attach(self, reader: StreamReader) -> None:
+        """From now on tell `reader`; what has come already is offered at once, on the engine's next round."""
+
+    def flush(self) -> None:
+        """Offer what was kept: the other side takes bytes again."""
+
+    def room(self) -> int:
+        """Payload bytes that may be sent now. After 0 comes `StreamReader.resume`."""
+
+    def send(self, chunk: memoryview, length: int) -> None:
+        """Send the `length` bytes of payload that follow nine free ones in `chunk`."""
+
+    def end(self) -> str | None:
+        """Send the end of data. Returns why the peer could not be told, in the words of the log."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing can be sent any more: reset, or the tunnel lost."""
+
+    def failure(self) -> str | None:
+        """The reset that ended this stream, in the words of the log."""
+
+    def reset(self, code: int) -> None:
+        """Give the stream up; harmless when it is over."""
+
+    def close(self) -> None:
+        """Leave it: reset with CANCEL unless it is over."""
+
+
+class SocketEnd:
+    """A connected, non-blocking stream socket as one end of a relay, which owns and closes it."""
+
+    __slots__ = ("sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+
+Endpoint = SocketEnd | StreamEnd
+
+
+async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: Traffic) -> str | None:
+    """Copy both ways until both have ended; returns None or what the log calls the failure.
+
+    Owns both ends from the call on and closes them on every way out. At least one is a socket.
+    """
+    pair: _StreamPair | _SocketPair
+    if isinstance(client, SocketEnd):
+        if isinstance(upstream, SocketEnd):
+            pair = _SocketPair(engine, client.sock, upstream.sock, traffic)
+        else:
+            pair = _StreamPair(engine, client.sock, upstream, traffic, is_outbound=True)
+    elif isinstance(upstream, SocketEnd):
+        pair = _StreamPair(engine, upstream.sock, client, traffic, is_outbound=False)
+    else:
+        raise WeBrokeProtocol("a relay between two streams")
+    try:
+        pair.start()
+        await pair.done.wait()
+    finally:
+        pair.close()
+    return pair.failure()
+
+
+def os_error_text(error: OSError) -> str:
+    """An OSError as the reference prints it: `Connection reset by peer (os error 104)`."""
+    if error.errno is None:
+        return str(error)
+    return f"{os.strerror(error.errno)} (os error {error.errno})"
+
+
+def reset_socket(sock: socket.socket) -> None:
+    """Close with a TCP reset."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    except OSError:
+        pass
+    sock.close()
+
+
+class _StreamPair:
+    """A socket and a stream. One object a connection: end of the engine, reader of the stream."""
+
+    __slots__ = (
+        "_engine",
+        "_fd",
+        "_hanging_up",
+        "_is_outbound",
+        "_may_read",
+        "_may_write",
+        "_read_error",
+        "_reads",
+        "_recv_into",
+        "_send",
+        "_sock",
+        "_stream",
+        "_traffic",
+        "_write_error",
+        "_writes",
+        "bug",
+        "done",
+    )
+
+    def __init__(
+        self, engine: Engine, sock: socket.socket, stream: StreamEnd, traffic: Traffic, *, is_outbound: bool
+    ) -> None:
+        self._engine = engine
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._recv_into: Callable[[memoryview], int] = sock.recv_into
+        self._send: Callable[[memoryview], int] = sock.send
+        self._stream = stream
+        self._traffic = traffic
+        self._is_outbound = is_outbound  # the socket is the client's
+        self._may_read = False
+        self._may_write = False
+        self._hanging_up = False  # the kernel has seen the peer's FIN or a failure: read to the end of it
+        self._reads = True  # socket -> stream runs
+        self._writes = True  # stream -> socket runs
+        self._read_error: str | None = None  # of socket -> stream
+        self._write_error: str | None = None  # of stream -> socket
+        self.bug: Exception | None = None
+        self.done = Once(engine)
+
+    def start(self) -> None:
+        self._engine.register(self._fd, self)
+        self._stream.attach(self)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._engine.unregister(self._fd)
+            self._fd = -1
+        self._reads = self._writes = False
+        self._stream.close()
+        self._sock.close()
+
+    def failure(self) -> str | None:
+        if self.bug is not None:
+            raise self.bug
+        first, second = self._read_error, self._write_error  # socket -> stream, stream -> socket
+        names = ("send", "receive")
+        if not self._is_outbound:
+            first, second = second, first
+        for name, text in zip(names, (first, second), strict=True):
+            if text is not None:
+                return _wrapped(name, text)
+        return None
+
+    # -- called by the engine
+
+    def ready(self, flags: int) -> None:
+        if flags & HANGING_UP:
+            self._hanging_up = True
+        if flags & WRITABLE and not self._may_write:
+            self._may_write = True
+            if self._writes:
+                self._stream.flush()
+        if flags & READABLE:
+            self._may_read = True
+            self._pump()
+
+    def go_on(self) -> None:
+        self._pump()
+
+    def broke(self, error: Exception) -> None:
+        self.bug = error
+        self._reads = self._writes = False
+        self.done.set()
+
+    # -- socket -> stream
+
+    def _pump(self) -> None:
+        """Move bytes from the socket into the stream: at most a turn's share."""
+        if not self._may_read or not self._reads:
+            return
+        engine, stream = self._engine, self._stream
+        for _ in range(CHUNKS_A_TURN):
+            room = stream.room()
+            if room <= 0:
+                if stream.is_gone:
+                    self._drain_to_nowhere()
+                return
+            asked = engine.payload if room >= CHUNK_BYTES else engine.payload[:room]
+            try:
+                count = self._recv_into(asked)
+            except BlockingIOError:
+                self._may_read = False
+                return
+            except OSError as error:
+                self._socket_failed(error)
+                return
+            if count == 0:
+                self._read_ended()
+                return
+            stream.send(engine.outgoing, count)
+            if self._is_outbound:
+                self._traffic.to_destination += count
+            else:
+                self._traffic.to_source += count
+            if count < len(asked) and not self._hanging_up:
+                self._may_read = False  # a short read emptied the queue (epoll(7))
+                return
+        engine.again(self)
+
+    def _drain_to_nowhere(self) -> None:
+        """The stream takes nothing any more: the first bytes that would have gone there are an error, an end is none."""
+        try:
+            count = self._recv_into(self._engine.payload)
+        except BlockingIOError:
+            self._may_read = False
+            return
+        except OSError as error:
+            self._socket_failed(error)
+            return
+        if count:
+            side = "destination" if self._is_outbound else "client"
+            self._read_error = f"{side} disconnected before all data was written"
+        self._read_ended()
+
+    def _read_ended(self) -> None:
+        self._reads = False
+        text = self._stream.end()
+        if text is not None:
+            self._read_error = f"while closing connection: {text}"
+        self._check_done()
+
+    # -- stream -> socket
+
+    def take(self, data: memoryview) -> int:
+        if not self._may_write:
+            return 0
+        if not self._writes:
+            return len(data)
+        try:
+            count = self._send(data)
+        except BlockingIOError:
+            self._may_write = False
+            return 0
+        except OSError as error:
+            self._socket_failed(error)
+            return len(data)
+        if self._is_outbound:
+            self._traffic.to_source += count
+        else:
+            self._traffic.to_destination += count
+        if count < len(data):
+            self._may_write = False
+        return count
+
+    def ended(self) -> None:
+        if not self._writes:
+            return
+        self._writes = False
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                self._write_error = f"while closing connection: io error: {os_error_text(error)}"
+        if self._reads and self._may_read and self._stream.is_gone:
+            self._engine.again(self)
+        self._check_done()
+
+    def resume(self) -> None:
+        self._pump()
+
+    # -- failures
+
+    def was_reset(self, code: int) -> None:
+        """The stream was reset with an error: so is the socket."""
+        text = self._stream.failure()
+        if self._reads:
+            ending = self._stream.end()
+            if ending is not None:
+                self._read_error = f"while closing connection: {ending}"
+        if self._writes and text is not None:
+            self._write_error = f"io error: {text}"
+        self._reads = self._writes = False
+        self._engine.unregister(self._fd)
+        self._fd = -1
+        reset_socket(self._sock)
+        self.done.set()
+
+    def _socket_failed(self, error: OSError) -> None:
+        """The socket is dead: so is the stream. A reset is no error in the log."""
+        text = None if error.errno in _SWALLOWED else f"io error: {os_error_text(error)}"
+        if self._reads:
+            self._read_error = text
+        elif self._writes:
+            self._write_error = text
+        self._reads = self._writes = False
+        self._stream.reset(CONNECT_ERROR)
+        self.done.set()
+
+    def _check_done(self) -> None:
+        if not self._reads and not self._writes:
+            self.done.set()
+
+
+def _wrapped(direction: str, text: str) -> str:
+    """Put the direction where the reference puts it: `while closing connection: send: …`, `receive: …`."""
+    closing = "while closing connection: "
+    if text.startswith(closing):
+        return f"{closing}{direction}: {text.removeprefix(closing)}"
+    return f"{direction}: {text}"
+
+
+class _Half:
+    """One socket of a pair and the direction that reads from it."""
+
+    __slots__ = (
+        "_pair",
+        "backlog",
+        "error",
+        "fd",
+        "hanging_up",
+        "may_read",
+        "may_write",
+        "other",
+        "reads",
+        "recv_into",
+        "send",
+        "sock",
+    )
+    other: "_Half"
+
+    def __init__(self, pair: "_SocketPair", sock: socket.socket) -> None:
+        self._pair = pair
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.recv_into: Callable[[memoryview], int] = sock.recv_into
+        self.send: Callable[[memoryview], int] = sock.send
+        self.may_read = False
+        self.may_write = False
+        self.hanging_up = False
+        self.reads = True  # the direction from here to the other runs
+        self.backlog: bytearray | None = None  # read here, not yet taken by the other
+        self.error: str | None = None
+
+    def ready(self, flags: int) -> None:
+        if flags & HANGING_UP:
+            self.hanging_up = True
+        if flags & WRITABLE and not self.may_write:
+            self.may_write = True
+            self._pair.pump(self.other)
+        if flags & READABLE:
+            self.may_read = True
+            self._pair.pump(self)
+
+    def go_on(self) -> None:
+        self._pair.pump(self)
+
+    def broke(self, error: Exception) -> None:
+        self._pair.broke(error)
+
+
+class _SocketPair:
+    """Two sockets: plain text entering or leaving the pod."""
+
+    __slots__ = ("_client", "_engine", "_traffic", "_upstream", "bug", "done")
+
+    def __init__(
+        self, engine: Engine, client: socket.socket, upstream: socket.socket, traffic: Traffic
+    ) -> None:
+        self._engine = engine
+        self._traffic = traffic
+        self._client = _Half(self, client)
+        self._upstream = _Half(self, upstream)
+        self._client.other, self._upstream.other = self._upstream, self._client
+        self.bug: Exception | None = None
+        self.done = Once(engine)
+
+    def start(self) -> None:
+        for half in (self._client, self._upstream):
+            self._engine.register(half.fd, half)
+
+    def close(self) -> None:
+        for half in (self._client, self._upstream):
+            half.reads = False
+            if half.fd >= 0:
+                self._engine.unregister(half.fd)
+                half.fd = -1
+            half.sock.close()
+
+    def failure(self) -> str | None:
+        if self.bug is not None:
+            raise self.bug
+        if self._client.error is not None:
+            return _wrapped("send", self._client.error)
+        if self._upstream.error is not None:
+            return _wrapped("receive", self._upstream.error)
+        return None
+
+    def broke(self, error: Exception) -> None:
+        self.bug = error
+        self._client.reads = self._upstream.reads = False
+        self.done.set()
+
+    def pump(self, source: _Half) -> None:
+        """Move bytes from one socket to the other: at most a turn's share."""
+        if not source.reads:
+            return
+        sink = source.other
+        if source.backlog is not None and not self._flush(source, sink):
+            return
+        if not source.may_read or not sink.may_write:
+            return
+        buffer = self._engine.payload
+        for _ in range(CHUNKS_A_TURN):
+            try:
+                count = source.recv_into(buffer)
+            except BlockingIOError:
+                source.may_read = False
+                return
+            except OSError as error:
+                self._failed(source, source, error)
+                return
+            if count == 0:
+                self._ended(source, sink)
+                return
+            try:
+                sent = sink.send(buffer[:count])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._failed(source, sink, error)
+                return
+            self._count(source, sent)
+            if count < len(buffer) and not source.hanging_up:
+                source.may_read = False
+            if sent < count:
+                sink.may_write = False
+                source.backlog = bytearray(buffer[sent:count])
+                return
+            if not source.may_read:
+                return
+        self._engine.again(source)
+
+    def _flush(self, source: _Half, sink: _Half) -> bool:
+        """Send what a full sink refused; whether all of it went."""
+        backlog = source.backlog
+        if backlog is None or not sink.may_write:
+            return backlog is None
+        try:
+            sent = sink.send(memoryview(backlog))
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._failed(source, sink, error)
+            return False
+        self._count(source, sent)
+        if sent < len(backlog):
+            sink.may_write = False
+            source.backlog = backlog[sent:]
+            return False
+        source.backlog = None
+        return True
+
+    def _count(self, source: _Half, sent: int) -> None:
+        if source is self._client:
+            self._traffic.to_destination += sent
+        else:
+            self._traffic.to_source += sent
+
+    def _ended(self, source: _Half, sink: _Half) -> None:
+        source.reads = False
+        try:
+            sink.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                source.error = f"while closing connection: io error: {os_error_text(error)}"
+        if not sink.reads:
+            self.done.set()
+
+    def _failed(self, source: _Half, dead: _Half, error: OSError) -> None:
+        """One socket is dead, found while moving bytes from `source`: the other is reset."""
+        if error.errno not in _SWALLOWED:
+            source.error = f"io error: {os_error_text(error)}"
+        self._client.reads = self._upstream.reads = False
+        other = dead.other
+        self._engine.unregister(other.fd)
+        other.fd = -1
+        reset_socket(other.sock)
+        self.done.set()

@@ -1,0 +1,77 @@
+"""What carries a tunnel: TLS on a descriptor. `net.tls_memory` is the other carrier, TLS inside a tunnel's stream."""
+
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from ztunnel_trio.net.engine import End, Engine
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Transport(Protocol):
+    """An established TLS connection that never blocks. Errors are those of `ssl` and OSError."""
+
+    def start(self, engine: Engine, end: End) -> None:
+        """Tell `end` from now on when there may be something to read and room to write."""
+
+    @property
+    def read(self) -> Callable[[int, memoryview], int]:
+        """Read at most so many bytes; 0 is the peer's close_notify. Raises SSLWantReadError, SSLEOFError."""
+
+    @property
+    def write(self) -> Callable[[Bytes], int]:
+        """Write some of it. After SSLWantWriteError the same bytes must come again first, more may follow."""
+
+    def is_drained(self) -> bool:
+        """Whether a read now would find nothing; False when that is not known."""
+
+    def finish(self) -> None:
+        """Say that no more will be written (close_notify, FIN) and go on reading."""
+
+    def stop(self) -> None:
+        """Close at once and tell `end` nothing more. Harmless when closed."""
+
+
+class TlsSocket:
+    """TLS on a non-blocking descriptor, which it owns.
+
+    OpenSSL writes several records for one call and reads one; it asks for the same bytes again after it could not write, from
+    wherever they lie (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, set by the ssl module).
+    """
+
+    __slots__ = ("_engine", "_fd", "_sock", "read", "write")
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        # An end without close_notify is told apart in the log. The attribute is documented for wrap_socket only.
+        setattr(sock, "suppress_ragged_eofs", False)  # noqa: B010
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._engine: Engine | None = None
+        # Into a buffer it returns a count; typeshed knows only the other form.
+        self.read: Callable[[int, memoryview], int] = sock.read  # type: ignore[assignment]
+        self.write: Callable[[Bytes], int] = sock.write
+
+    def start(self, engine: Engine, end: End) -> None:
+        self._engine = engine
+        engine.register(self._fd, end)
+
+    def is_drained(self) -> bool:
+        engine = self._engine
+        return engine is not None and not self._sock.pending() and engine.is_drained(self._fd)
+
+    def finish(self) -> None:
+        with suppress(
+            OSError, ValueError
+        ):  # unwrap wants the peer's close_notify, too: it comes or it does not
+            self._sock.unwrap()
+        with suppress(OSError):
+            socket.socket.shutdown(self._sock, socket.SHUT_WR)
+
+    def stop(self) -> None:
+        if self._engine is not None:
+            self._engine.unregister(self._fd)
+            self._engine = None
+        self._sock.close()

@@ -1,0 +1,875 @@
+"""One HBONE connection: its streams, windows and pumps.
+
+`wire.hbone` speaks, the engine moves. Bytes of the peer are read in one pump of the tunnel and go from the shared buffer straight
+to the reader of their stream; bytes of the applications are written by the pumps of their relays. What TLS would not take waits in
+one queue, and while there is something in it no relay of this tunnel reads more from its application. A stream whose
+reader takes nothing keeps at most its own window. HEADERS and the like wake Trio tasks.
+
+Lifetimes are Trio's: `run` is the owner's one task a tunnel (and, at the server, one a request); leaving it closes everything.
+
+| State   | Meaning                                                                        |
+|---------|--------------------------------------------------------------------------------|
+| OPEN    | streams run; after a GOAWAY of either side only those that are there           |
+| CLOSING | last words are written, input is thrown away, until the peer closes too         |
+| GONE    | the transport is closed                                                        |
+"""
+
+import contextvars
+import enum
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import trio
+
+from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable, ZtunnelError
+from ztunnel_trio.model.address import HboneTarget
+from ztunnel_trio.net.engine import HANGING_UP, READ_BYTES, READABLE, WRITABLE, Engine, Once
+from ztunnel_trio.net.relay import StreamReader, os_error_text
+from ztunnel_trio.net.transport import Bytes, TlsSocket, Transport
+from ztunnel_trio.wire import hbone
+from ztunnel_trio.wire.connect_fields import Field, Fields
+from ztunnel_trio.wire.hbone import HEADER_BYTES, ErrorCode
+
+_READ_SHARE = 131_072  # what one turn of a tunnel's read pump takes
+_FULL_RECORD = 16_384  # RFC 8446 5.1
+_PING = b"alive?\0\0"
+
+_REASONS = {  # h2 (Rust) src/frame/reason.rs: Reason::description
+    ErrorCode.NO_ERROR: "not a result of an error",
+    ErrorCode.PROTOCOL_ERROR: "unspecific protocol error detected",
+    ErrorCode.INTERNAL_ERROR: "unexpected internal error encountered",
+    ErrorCode.FLOW_CONTROL_ERROR: "flow-control protocol violated",
+    ErrorCode.SETTINGS_TIMEOUT: "settings ACK not received in timely manner",
+    ErrorCode.STREAM_CLOSED: "received frame when stream half-closed",
+    ErrorCode.FRAME_SIZE_ERROR: "frame with invalid size",
+    ErrorCode.REFUSED_STREAM: "refused stream before processing any application logic",
+    ErrorCode.CANCEL: "stream no longer needed",
+    ErrorCode.COMPRESSION_ERROR: "unable to maintain the header compression context",
+    ErrorCode.CONNECT_ERROR: (
+        "connection established in response to a CONNECT request was reset or abnormally closed"
+    ),
+    ErrorCode.ENHANCE_YOUR_CALM: "detected excessive load generating behavior",
+    ErrorCode.INADEQUATE_SECURITY: "security properties do not meet minimum requirements",
+    ErrorCode.HTTP_1_1_REQUIRED: "endpoint requires HTTP/1.1",
+}
+_BROKEN_PIPE = "stream closed because of a broken pipe"  # h2 (Rust) src/proto/connection.rs: recv_eof
+
+
+def reason_text(code: int) -> str:
+    """An error code of RFC 9113 7 in the words operators know from the reference."""
+    return _REASONS.get(ErrorCode(code), "unknown reason") if code in _REASONS else "unknown reason"
+
+
+class H2Failed(ZtunnelError):
+    """A request got no answer; the text is what the log puts behind `h2 failed: `."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelSettings:
+    """Windows and limits of a tunnel; defaults of the reference (ztunnel src/config.rs, src/proxy/h2.rs)."""
+
+    stream_window: int = 4_194_304
+    connection_window: int = 16_777_216
+    frame_size: int = 1_048_576
+    client_header_list_size: int = 16_384
+    server_header_list_size: int = 65_536
+    max_streams: int = 200
+    assumed_peer_streams: int = 100  # POOL_MAX_STREAMS_PER_CONNECTION, until the peer's SETTINGS say
+    ping_interval_seconds: float = 10.0
+    ping_timeout_seconds: float = 20.0
+    goodbye_seconds: float = 1.0  # how long a closed tunnel waits for the peer to close, too
+
+
+class _State(enum.Enum):
+    OPEN = "open"
+    CLOSING = "closing"
+    GONE = "gone"
+
+
+class _Over(enum.Enum):
+    """How a stream ended before its time."""
+
+    RESET = "reset by the peer"
+    FAILED = "reset by us for the peer's fault"
+    DROPPED = "reset by us"
+    LOST = "the tunnel was lost"
+
+
+class TunnelStream:
+    """One stream of a tunnel: an end for `net.relay`.
+
+    `status` and `headers` are those of the answer, at the client; at the server the status is 200 and the headers are the request's.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_code",
+        "_ended",
+        "_kept",
+        "_local_ended",
+        "_over",
+        "_reader",
+        "_tunnel",
+        "headers",
+        "status",
+        "stream_id",
+    )
+
+    def __init__(self, tunnel: "_Tunnel", stream_id: int) -> None:
+        self._tunnel = tunnel
+        self.stream_id = stream_id
+        self.status = 0
+        self.headers: Fields = {}
+        self._reader: StreamReader | None = None
+        self._kept: bytearray | None = None  # what the reader did not take; at most the stream's window
+        self._ended = False  # the peer sends no more
+        self._local_ended = False
+        self._over: _Over | None = None
+        self._code = 0
+        self._answer: Once | None = None
+
+    @property
+    def tunnel(self) -> "_Tunnel":
+        """The tunnel it is a stream of."""
+        return self._tunnel
+
+    # -- net.relay.StreamEnd
+
+    def attach(self, reader: StreamReader) -> None:
+        """See `net.relay.StreamEnd`."""
+        self._reader = reader
+        if self._is_broken:
+            reader.was_reset(self._code)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """See `net.relay.StreamEnd`."""
+        reader = self._reader
+        if reader is None:
+            return
+        if self._kept is not None:
+            with memoryview(self._kept) as view:
+                taken = reader.take(view)
+            if taken:
+                self._tunnel.credit(self.stream_id, taken)
+            if self._kept is None:  # a failure while taking
+                return
+            if taken < len(self._kept):
+                del self._kept[:taken]
+                return
+            self._kept = None
+        if self._ended:
+            reader.ended()
+
+    def room(self) -> int:
+        """See `net.relay.StreamEnd`."""
+        tunnel = self._tunnel
+        if not tunnel.is_blocked:
+            room = tunnel.core.room(self.stream_id)
+            if room > 0:
+                return room
+        if self._over is None:
+            tunnel.waiting[self.stream_id] = self
+        return 0
+
+    def send(self, chunk: memoryview, length: int) -> None:
+        """See `net.relay.StreamEnd`."""
+        tunnel = self._tunnel
+        tunnel.core.put_data_header(chunk, self.stream_id, length)
+        tunnel.write(chunk[: HEADER_BYTES + length])
+
+    def end(self) -> str | None:
+        """See `net.relay.StreamEnd`."""
+        if self._over is None:
+            self._local_ended = True
+            self._tunnel.end(self.stream_id)
+            return None
+        if self._over is _Over.LOST:
+            lost = self._tunnel.lost_text
+            return None if lost is None else f"io error: {lost}"
+        if self._over is _Over.DROPPED or self._code == ErrorCode.NO_ERROR:
+            return None
+        if self._over is _Over.RESET and self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
+            return "io error: broken pipe"
+        return f"io error: protocol error: {reason_text(self._code)}"
+
+    @property
+    def is_gone(self) -> bool:
+        """See `net.relay.StreamEnd`."""
+        return self._over is not None
+
+    def failure(self) -> str | None:
+        """See `net.relay.StreamEnd`."""
+        if not self._is_broken or self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
+            return None
+        return f"protocol error: {reason_text(self._code)}"
+
+    def reset(self, code: int) -> None:
+        """Give the stream up with RST_STREAM; harmless when it is over."""
+        if self._over is None and not (self._ended and self._local_ended):
+            self._over, self._code = _Over.DROPPED, code
+            self._kept = None
+            self._tunnel.reset(self.stream_id, code)
+
+    def close(self) -> None:
+        """Leave the stream: RST_STREAM CANCEL unless it is over."""
+        self.reset(ErrorCode.CANCEL)
+        self._reader = None
+        self._kept = None
+
+    # -- the tunnel's side
+
+    @property
+    def _is_broken(self) -> bool:
+        return self._over is _Over.FAILED or (self._over is _Over.RESET and self._code != ErrorCode.NO_ERROR)
+
+    def deliver(self, data: memoryview) -> None:
+        """Payload from the peer."""
+        reader = self._reader
+        if self._kept is None:
+            taken = reader.take(data) if reader is not None else 0
+            if taken:
+                self._tunnel.core.credit(self.stream_id, taken)
+            if taken == len(data) or self._over is not None:
+                return
+            self._kept = bytearray(data[taken:])
+        else:
+            self._kept += data
+
+    def peer_ended(self) -> None:
+        """END_STREAM, or what looks like it."""
+        self._ended = True
+        if self._kept is None and self._reader is not None:
+            self._reader.ended()
+
+    def peer_reset(self, code: int, *, by_us: bool = False) -> None:
+        """RST_STREAM from the peer, or from us because of what it did."""
+        self._over, self._code = (_Over.FAILED if by_us else _Over.RESET), code
+        if self._is_broken:
+            self._kept = None
+            if self._reader is not None:
+                self._reader.was_reset(code)
+        else:
+            self._end_early()
+
+    def tunnel_lost(self) -> None:
+        """The tunnel is gone, and this stream with it."""
+        if self._over is None:
+            self._over = _Over.LOST
+            self._end_early()
+
+    def _end_early(self) -> None:
+        """No more of it, without an error: an end of data for the reader, and no room ever again."""
+        if not self._ended:
+            self.peer_ended()
+        if self._reader is not None:
+            self._reader.resume()
+
+    def resume(self) -> None:
+        """There may be room."""
+        if self._reader is not None:
+            self._reader.resume()
+
+    # -- the answer, at the client
+
+    def expect_answer(self, engine: Engine) -> Once:
+        """What the opening task waits for."""
+        self._answer = Once(engine)
+        return self._answer
+
+    def answered(self, status: int, headers: Fields) -> None:
+        """The answer's headers have come."""
+        self.status, self.headers = status, headers
+        self.wake_opener()
+
+    def wake_opener(self) -> None:
+        """There is an answer, or there will be none."""
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            answer.set()
+
+    def no_answer_text(self) -> str:
+        """Why a stream that has no status never got one."""
+        if self._over is _Over.RESET:
+            return f"stream error received: {reason_text(self._code)}"
+        if self._over is _Over.FAILED:
+            return f"stream error detected: {reason_text(self._code)}"
+        return self._tunnel.failure_text
+
+
+class TunnelRequest:
+    """A request at the server, to be answered exactly once."""
+
+    __slots__ = ("_stream", "_tunnel", "authority", "headers", "method")
+
+    def __init__(self, tunnel: "ServerTunnel", stream: TunnelStream, asked: hbone.TunnelRequested) -> None:
+        self._tunnel = tunnel
+        self._stream = stream
+        self.method = asked.method
+        self.authority = asked.authority
+        self.headers = asked.headers
+
+    def refuse(self, status: int) -> None:
+        """Answer with a status and nothing else."""
+        self._tunnel.refuse(self._stream, status)
+
+    def accept(self, headers: Sequence[Field]) -> TunnelStream:
+        """Answer 200 with these headers.
+
+        Raises:
+            H2Failed: the client has given the stream up, or the tunnel is lost.
+        """
+        if self._stream.is_gone:
+            raise H2Failed(self._stream.no_answer_text())
+        self._tunnel.accept(self._stream, headers)
+        return self._stream
+
+
+class _Tunnel:
+    """What both roles share: the transport, its two pumps, the streams, and the end of it all."""
+
+    def __init__(
+        self, engine: Engine, tls: "ssl.SSLSocket | Transport", settings: TunnelSettings, *, is_client: bool
+    ) -> None:
+        self.engine = engine
+        self.settings = settings
+        header_list = settings.client_header_list_size if is_client else settings.server_header_list_size
+        self.core = hbone.HboneConnection(
+            hbone.HboneSettings(
+                is_client=is_client,
+                stream_window=settings.stream_window,
+                connection_window=settings.connection_window,
+                frame_size=settings.frame_size,
+                header_list_size=header_list,
+                max_streams=settings.max_streams,
+            )
+        )
+        self._transport: Transport
+        if isinstance(tls, ssl.SSLSocket):
+            self._transport = TlsSocket(tls)
+        else:
+            self._transport = tls
+        self._streams: dict[int, TunnelStream] = {}
+        self.waiting: dict[int, TunnelStream] = {}  # those that found no room, in order
+        self._pending = bytearray()  # what TLS did not take
+        self.is_blocked = False  # there is something in it
+        self._may_read = False
+        self._hanging_up = False
+        self._asked_again = False
+        self._state = _State.OPEN
+        self._says_last_word = False
+        self._peer_last: int | None = None  # what the peer's GOAWAY named
+        self.failure_text = _BROKEN_PIPE  # why there is no answer any more, once the tunnel has ended
+        self.lost_text: str | None = (
+            None  # what the last word of a stream fails with; None: nothing worth a line
+        )
+        self._acked = trio.Event()
+        self.ended = trio.Event()  # no stream runs any more
+        self._gone = Once(engine)
+
+    # -- the owner's side
+
+    @property
+    def active_streams(self) -> int:
+        """Streams that are not over."""
+        return len(self._streams)
+
+    def _begin(self) -> None:
+        self._transport.start(self.engine, self)
+        self.flush()
+
+    async def _keep_alive(self) -> bool:
+        """PING while the tunnel lives (ztunnel src/proxy/h2.rs: do_ping_pong); whether it ended by itself."""
+        while True:
+            with trio.move_on_after(self.settings.ping_interval_seconds):
+                await self.ended.wait()
+                return True
+            self._acked = trio.Event()
+            self.core.ping(_PING)
+            self.flush()
+            with trio.move_on_after(self.settings.ping_timeout_seconds) as waiting:
+                await self._acked.wait()
+            if waiting.cancelled_caught:
+                return self.ended.is_set()
+
+    async def _say_goodbye(self) -> None:
+        """After the last word: wait until it has been written and the peer has closed, but not for long."""
+        with trio.move_on_after(self.settings.goodbye_seconds):
+            await self._gone.wait()
+
+    def _close(self) -> None:
+        """End all streams, write what is left to say, then wait for the peer to close."""
+        if self._state is not _State.OPEN:
+            return
+        self._state = _State.CLOSING
+        self._end_streams()
+        self.flush()
+        if not self.is_blocked:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._state is _State.CLOSING and not self._says_last_word:
+            self._says_last_word = True
+            self._transport.finish()
+
+    def _lose(self) -> None:
+        """The transport is over."""
+        if self._state is _State.GONE:
+            return
+        self._state = _State.GONE
+        self._transport.stop()
+        self._pending.clear()
+        self._end_streams()
+        self._gone.set()
+
+    def _end_streams(self) -> None:
+        self.ended.set()
+        self._acked.set()
+        self.engine.wake()
+        streams, self._streams = list(self._streams.values()), {}
+        self.waiting.clear()
+        for stream in streams:
+            stream.tunnel_lost()
+            stream.wake_opener()
+        self._after_streams_changed()
+
+    def _after_streams_changed(self) -> None:
+        """For the roles: a stream is over, or limits have changed."""
+
+    def _close_if_idle(self) -> None:
+        """After a GOAWAY of either side the tunnel ends with its last stream."""
+        if self._state is _State.OPEN and not self._streams:
+            if self._peer_last is not None and not self.core.open_streams:
+                self._close()
+            elif self.core.is_drained:
+                self._close()
+
+    # -- the streams' side
+
+    def credit(self, stream_id: int, taken: int) -> None:
+        """A reader took kept bytes."""
+        self.core.credit(stream_id, taken)
+        if self.core.has_outgoing:
+            self.flush()
+
+    def end(self, stream_id: int) -> None:
+        """The end of data of a stream of ours."""
+        self.core.end(stream_id)
+        self.flush()
+        self._drop_if_over(stream_id)
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Give a stream up."""
+        self.core.reset(stream_id, code)
+        self.flush()
+        self._drop_if_over(stream_id)
+
+    def _drop_if_over(self, stream_id: int) -> None:
+        if stream_id in self._streams and not self.core.is_open(stream_id):
+            del self._streams[stream_id]
+            self.waiting.pop(stream_id, None)
+            self._after_streams_changed()
+            self._close_if_idle()
+
+    # -- writing
+
+    def flush(self) -> None:
+        """Write what the core has to say."""
+        if self.core.has_outgoing:
+            self._put(self.core.outgoing())
+
+    def write(self, data: memoryview) -> None:
+        """Write one DATA frame, behind everything that was to be said before it."""
+        if self.core.has_outgoing:
+            self._put(self.core.outgoing())
+        self._put(data)
+
+    def _put(self, data: Bytes) -> None:
+        if self._state is _State.GONE or self._says_last_word:
+            return
+        if self.is_blocked:
+            self._pending += data
+            return
+        sent = self._try_write(data)
+        if sent < len(data):
+            self._pending += memoryview(data)[sent:]
+            self.is_blocked = True
+
+    def _try_write(self, data: Bytes) -> int:
+        """Write what TLS takes; a dead transport takes everything."""
+        total, sent = len(data), 0
+        try:
+            sent = self._transport.write(data)
+            while sent < total:
+                sent += self._transport.write(memoryview(data)[sent:])
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return sent
+        except OSError as error:
+            # The reads find the same; what has come before the failure is still to be read.
+            self._note_failure(error)
+            self._may_read = self._hanging_up = True
+            self._ask_again()
+            return total
+        return total
+
+    def _write_pending(self) -> None:
+        sent = self._try_write(self._pending)
+        if sent < len(self._pending):
+            del self._pending[:sent]
+            return
+        self._pending.clear()
+        self.is_blocked = False
+        if self._state is _State.CLOSING:
+            self._finish()
+        else:
+            self._resume_waiting()
+
+    def _resume_waiting(self) -> None:
+        waiting, self.waiting = self.waiting, {}
+        for stream in waiting.values():
+            stream.resume()
+
+    # -- called by the engine
+
+    def ready(self, flags: int) -> None:
+        """See `net.engine.End`."""
+        if flags & HANGING_UP:
+            self._hanging_up = True
+        if flags & WRITABLE and self.is_blocked:
+            self._write_pending()
+        if flags & READABLE:
+            self._may_read = True
+            self._pump()
+
+    def go_on(self) -> None:
+        """See `net.engine.End`."""
+        self._asked_again = False
+        self._pump()
+
+    def broke(self, error: Exception) -> None:
+        """See `net.engine.End`: a bug of ours costs this tunnel."""
+        self.failure_text = self.lost_text = f"bug: {error!r}"
+        self._bug = error
+        self._lose()
+
+    _bug: Exception | None = None
+
+    def _ask_again(self) -> None:
+        if not self._asked_again:
+            self._asked_again = True
+            self.engine.again(self)
+
+    # -- reading
+
+    def _pump(self) -> None:
+        """Read until there is nothing or a turn's share is there, and act on it."""
+        if not self._may_read or self._state is _State.GONE:
+            return
+        buffer = self.engine.incoming
+        read = self._transport.read
+        total = 0
+        is_over = False
+        try:
+            while total < _READ_SHARE:
+                count = read(READ_BYTES - total, buffer[total:] if total else buffer)
+                total += count
+                if count == 0:
+                    self.lost_text = _BROKEN_PIPE
+                    is_over = True
+                    break
+                if count < _FULL_RECORD and not self._hanging_up and self._transport.is_drained():
+                    self._may_read = False
+                    break
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._may_read = False
+        except OSError as error:
+            self._note_failure(error)
+            is_over = True
+        if total and self._state is _State.OPEN:
+            self._receive(buffer[:total])
+        if is_over:
+            self._lose()
+        elif self._may_read:
+            self._ask_again()
+
+    def _note_failure(self, error: OSError) -> None:
+        if self.lost_text is None and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            self.lost_text = self.failure_text = (
+                (error.reason or str(error)) if isinstance(error, ssl.SSLError) else os_error_text(error)
+            )
+
+    def _receive(self, view: memoryview) -> None:
+        resumed: list[int] = []
+        try:
+            events = self.core.receive(view)
+        except PeerBrokeProtocol as error:
+            self.failure_text = self.lost_text = (
+                f"connection error detected: {reason_text(error.code if error.code is not None else 1)}"
+            )
+            self._close()
+            return
+        for event in events:
+            if type(event) is hbone.DataReceived:
+                stream = self._streams.get(event.stream_id)
+                if stream is not None:
+                    stream.deliver(event.data)
+                else:
+                    self.core.credit(event.stream_id, len(event.data))
+            else:
+                self._handle(event, resumed)
+        if self.core.has_outgoing:
+            self._put(self.core.outgoing())
+        # Now, not before: the pumps resumed here fill buffers of their own, but may also end what we walk over.
+        for stream_id in resumed:
+            if stream_id == 0:
+                self._resume_waiting()
+            elif (stream := self.waiting.pop(stream_id, None)) is not None:
+                stream.resume()
+
+    def _handle(self, event: hbone.Event, resumed: list[int]) -> None:
+        match event:
+            case hbone.WindowOpened(stream_id):
+                resumed.append(stream_id)
+            case hbone.StreamEnded(stream_id):
+                if (stream := self._streams.get(stream_id)) is not None:
+                    stream.peer_ended()
+                    self._drop_if_over(stream_id)
+            case hbone.StreamReset(stream_id, code):
+                self._stream_over(stream_id, code, by_us=False)
+            case hbone.StreamFailed(stream_id, code):
+                self._stream_over(stream_id, code, by_us=True)
+            case hbone.TunnelRequested():
+                self._requested(event)
+            case hbone.TunnelAnswered(stream_id, status, headers):
+                if (stream := self._streams.get(stream_id)) is not None:
+                    stream.answered(status, headers)
+            case hbone.SettingsReceived(max_streams):
+                self._settings_received(max_streams)
+            case hbone.PingAcked():
+                self._acked.set()
+                self.engine.wake()
+            case hbone.GoAwayReceived(last, code):
+                self._go_away_received(last, code)
+            case hbone.DataReceived():
+                pass  # by `_receive`
+            case _:
+                assert_never(event)
+        self._close_if_idle()
+
+    def _stream_over(self, stream_id: int, code: int, *, by_us: bool) -> None:
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None:
+            self.waiting.pop(stream_id, None)
+            stream.peer_reset(code, by_us=by_us)
+            stream.wake_opener()
+            self._after_streams_changed()
+
+    def _go_away_received(self, last: int, code: int) -> None:
+        self._peer_last = last
+        self.failure_text = f"connection error received: {reason_text(code)}"
+        self._after_streams_changed()
+
+    def _settings_received(self, max_streams: int | None) -> None:
+        """For the client."""
+
+    def _requested(self, asked: hbone.TunnelRequested) -> None:
+        """For the server."""
+
+
+class ClientTunnel(_Tunnel):
+    """The outbound side of a tunnel; `tls` is established and owned from here on."""
+
+    def __init__(self, engine: Engine, tls: "ssl.SSLSocket | Transport", settings: TunnelSettings) -> None:
+        super().__init__(engine, tls, settings, is_client=True)
+        self.peer_max_streams = settings.assumed_peer_streams
+        self._queue: deque[Once] = deque()  # opens that wait for a free stream
+        self._releasing = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Speak until the connection ends; the owner's task. Cancelling it closes at once, without a word."""
+        try:
+            self._begin()
+            task_status.started()
+            if not await self._keep_alive():
+                self.failure_text = self.lost_text = "ping timeout"
+                return
+            await self._say_goodbye()
+        finally:
+            self._lose()
+        if self._bug is not None:
+            raise self._bug
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new streams may be opened: alive, no GOAWAY, stream ids left."""
+        return (
+            self._state is _State.OPEN
+            and self._peer_last is None
+            and not self._releasing
+            and self.core.can_open
+        )
+
+    async def open(self, authority: HboneTarget, headers: Sequence[Field]) -> TunnelStream:
+        """CONNECT, and wait for the answer's headers, whatever the status. The caller closes the stream.
+
+        Beyond the peer's limit of streams it waits for one to end. Bytes may be relayed only after status 200.
+
+        Raises:
+            H2Failed: there will be no answer.
+        """
+        while self.is_usable and len(self._streams) >= self.peer_max_streams:
+            turn = Once(self.engine)
+            self._queue.append(turn)
+            try:
+                await turn.wait()
+            except BaseException:
+                if turn.is_set:  # pass the place on
+                    self._after_streams_changed()
+                else:
+                    self._queue.remove(turn)
+                raise
+        if not self.is_usable:
+            raise H2Failed(self.failure_text)
+        try:
+            stream_id = self.core.open_stream(str(authority), headers)
+        except Unavailable as error:
+            raise H2Failed(str(error)) from error
+        stream = self._streams[stream_id] = TunnelStream(self, stream_id)
+        answer = stream.expect_answer(self.engine)
+        self.flush()
+        try:
+            await answer.wait()
+        except BaseException:
+            stream.close()
+            raise
+        if stream.status == 0:
+            raise H2Failed(stream.no_answer_text())
+        return stream
+
+    def release_when_idle(self) -> None:
+        """Nobody will open streams any more: after the last one GOAWAY(0, NO_ERROR) and an orderly close."""
+        self._releasing = True
+        self._close_if_idle()
+
+    def abort(self, reason: str) -> None:
+        """Close at once, without a word; all streams end. `reason` is what waiting requests fail with."""
+        self.failure_text = reason
+        self.lost_text = None
+        self._lose()
+
+    def _close_if_idle(self) -> None:
+        if self._releasing and self._state is _State.OPEN and not self._streams:
+            self.core.go_away()
+            self._close()
+        else:
+            super()._close_if_idle()
+
+    def _settings_received(self, max_streams: int | None) -> None:
+        self.peer_max_streams = hbone.LARGEST_STREAM_ID if max_streams is None else max_streams
+        self._after_streams_changed()
+
+    def _go_away_received(self, last: int, code: int) -> None:
+        super()._go_away_received(last, code)
+        for stream_id in [stream_id for stream_id in self._streams if stream_id > last]:
+            self.core.reset(stream_id, ErrorCode.CANCEL)
+            self._stream_over(stream_id, code, by_us=False)
+
+    def _after_streams_changed(self) -> None:
+        free = self.peer_max_streams - len(self._streams) if self.is_usable else len(self._queue)
+        while self._queue and free > 0:
+            self._queue.popleft().set()
+            free -= 1
+
+
+Serve = Callable[[TunnelRequest], Awaitable[None]]
+
+
+class ServerTunnel(_Tunnel):
+    """The inbound side of a tunnel; `tls` is established and owned from here on."""
+
+    def __init__(self, engine: Engine, tls: "ssl.SSLSocket | Transport", settings: TunnelSettings) -> None:
+        super().__init__(engine, tls, settings, is_client=False)
+        self._serve: Serve | None = None
+        self._nursery: trio.Nursery | None = None
+        self._context = contextvars.copy_context()
+        self._served = 0  # tasks
+
+    async def run(
+        self, serve: Serve, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until the connection and the last request have ended; one task a request in a nursery of its own.
+
+        Cancelling it closes at once. What `serve` raises ends the tunnel.
+        """
+        self._serve = serve
+        self._context = contextvars.copy_context()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._begin()
+                task_status.started()
+                if not await self._keep_alive():
+                    self.core.go_away()
+                    self._close()
+                await self._say_goodbye()
+                self._lose()
+        finally:
+            self._lose()
+            self._nursery = None
+        if self._bug is not None:
+            raise self._bug
+
+    def drain(self) -> None:
+        """Take no more requests, soon: GOAWAY(2^31-1) and PING, GOAWAY(last); closes with the last stream."""
+        if self._state is _State.OPEN:
+            self.core.drain()
+            self.flush()
+
+    def abort(self, reason: str) -> None:
+        """GOAWAY(last, NO_ERROR) and close; all streams end. `reason` is kept for whoever asks."""
+        if self._state is _State.OPEN:
+            self.failure_text = reason
+            self.core.go_away()
+            self._close()
+
+    def refuse(self, stream: TunnelStream, status: int) -> None:
+        """See `TunnelRequest`."""
+        self.core.refuse(stream.stream_id, status)
+        self.flush()
+        self._drop_if_over(stream.stream_id)
+
+    def accept(self, stream: TunnelStream, headers: Sequence[Field]) -> None:
+        """See `TunnelRequest`."""
+        stream.status = 200
+        self.core.accept(stream.stream_id, headers)
+        self.flush()
+
+    def _requested(self, asked: hbone.TunnelRequested) -> None:
+        nursery = self._nursery
+        if (
+            nursery is None
+            or nursery.cancel_scope.cancel_called
+            or self._served >= 2 * self.settings.max_streams
+        ):
+            self.core.served(asked.stream_id)
+            self.core.reset(asked.stream_id, ErrorCode.REFUSED_STREAM)
+            return
+        stream = self._streams[asked.stream_id] = TunnelStream(self, asked.stream_id)
+        stream.headers = asked.headers
+        self._served += 1
+        # From a pump, straight into our own nursery: no task has to wake up to start another.
+        self._context.run(nursery.start_soon, self._serve_one, TunnelRequest(self, stream, asked), stream)
+        self.engine.wake()
+
+    async def _serve_one(self, request: TunnelRequest, stream: TunnelStream) -> None:
+        self.core.served(stream.stream_id)
+        try:
+            if self._serve is not None:
+                await self._serve(request)
+        finally:
+            self._served -= 1
+            stream.close()
