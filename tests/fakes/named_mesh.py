@@ -1,4 +1,4 @@
-"""A mesh that only knows names: the one of ztunnel's own DNS tests (src/dns/server.rs), and makers of more."""
+"""A mesh that only knows names: the one of ztunnel's own DNS tests (src/dns/server.rs), and makers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
