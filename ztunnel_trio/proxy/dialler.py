@@ -1,0 +1,88 @@
+"""Dialling the peer's proxy: certificate, TCP, TLS, and the tunnel on top; every failure by its reason."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+from ztunnel_trio.errors import Reason, Refusal, Refused, Unavailable
+from ztunnel_trio.model.certificate import WorkloadCertificate
+from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.sockets import SocketFactory
+from ztunnel_trio.net.tls import TlsFailed, TlsMisconfigured, TlsPeer, connect_tls
+from ztunnel_trio.observe.access_log import io_text
+from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.pool import PoolKey
+from ztunnel_trio.proxy.tunnel import ClientTunnel
+
+REVOKED: Final = "peer certificate revoked by CRL"
+
+
+@dataclass(slots=True, eq=False)
+class Dialler:
+    """Dials for one workload, out of its namespace and with its identity."""
+
+    node: Node
+    info: WorkloadInfo
+    sockets: SocketFactory
+
+    async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
+        """Our own certificate.
+
+        Raises:
+            Refused: none can be had (`Reason.IDENTITY`).
+        """
+        try:
+            return await self.node.certificates.certificate(identity)
+        except Unavailable as error:
+            raise Refused(Refusal(Reason.IDENTITY, str(error))) from error
+
+    async def tunnel(self, key: PoolKey) -> tuple[ClientTunnel, TlsPeer]:
+        """A new tunnel to the proxy of `key.destination`, whose identity was checked.
+
+        Raises:
+            Refused: with the reason of the step that failed.
+        """
+        certificate = await self.certificate(key.identity)
+        settings = self.node.settings
+        try:
+            with trio.fail_after(settings.connect_seconds):
+                sock = await self.sockets.connect(key.destination)
+        except trio.TooSlowError as error:
+            raise Refused(Refusal(Reason.HBONE_CONNECT_TIMEOUT, io_text(error))) from error
+        except OSError as error:
+            raise Refused(Refusal(Reason.IO, io_text(error))) from error
+        revocations = self.node.revocations
+        try:
+            with trio.fail_after(settings.handshake_seconds):
+                tls, peer = await connect_tls(
+                    sock,
+                    certificate,
+                    key.expected,
+                    contexts=self.node.contexts,
+                    verdict=None if revocations is None else revocations.verdict_for("source"),
+                )
+        except TlsMisconfigured as error:
+            raise Refused(Refusal(Reason.TLS_CONFIG, str(error))) from error
+        except TlsFailed as error:
+            raise Refused(Refusal(Reason.IO, str(error))) from error
+        except (OSError, trio.TooSlowError) as error:
+            raise Refused(Refusal(Reason.IO, io_text(error))) from error
+        return ClientTunnel(self.node.engine, tls, settings.tunnel), peer
+
+    @contextmanager
+    def watch(self, tunnel: ClientTunnel, peer: TlsPeer) -> Iterator[None]:
+        """Abort the tunnel when its peer's certificate is revoked while the body runs."""
+        if self.node.revocations is None:
+            yield
+            return
+        on_revoked = partial(tunnel.abort, REVOKED)
+        registration = self.node.revocations.register(peer, "source", on_revoked)
+        try:
+            yield
+        finally:
+            registration.release()

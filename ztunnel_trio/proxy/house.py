@@ -1,0 +1,153 @@
+"""The nursery of all workload proxies: pods, the dedicated workload and the proxy's own, all alike.
+
+`start` returns when every port of the pod is bound; `stop` when its last task is gone. A proxy that fails
+later is a bug: it is logged, counted against readiness, and started again in the same namespace.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+import trio
+
+from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.netns import Netns
+from ztunnel_trio.net.sockets import SocketFactory
+from ztunnel_trio.observe.access_log import io_text
+from ztunnel_trio.observe.log import get_logger, span
+from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.registry import Registry
+from ztunnel_trio.proxy.workload_proxy import MakeNameServer, WorkloadProxy
+from ztunnel_trio.supervise.drain import Drain
+
+log = get_logger("inpod::statemanager")
+
+RESTART_SECONDS: Final = 1.0  # a proxy that failed is a bug of ours; often again at once, then hardly ever
+
+
+class ProxyNotStarted(Exception):
+    """A workload's ports could not be bound; the text says which and why."""
+
+
+class LeaseState(Enum):
+    """As the config dump shows it."""
+
+    PENDING = "Pending"
+    UP = "Up"
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One workload's place in the house."""
+
+    info: WorkloadInfo
+    netns: Netns | None
+    state: LeaseState = LeaseState.PENDING
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    gone: trio.Event = field(default_factory=trio.Event)
+    registry: Registry = field(default_factory=Registry)
+
+
+@dataclass(slots=True, eq=False)
+class House:
+    """Proxies live in `nursery`, which the app opened; `make_sockets` gives the sockets of a namespace."""
+
+    node: Node
+    nursery: trio.Nursery
+    drain: Drain
+    make_sockets: Callable[[Netns | None], SocketFactory]
+    make_name_server: MakeNameServer | None
+    leases: dict[str, Lease] = field(default_factory=dict)
+    pending: dict[str, WorkloadInfo] = field(default_factory=dict)
+
+    async def start(self, uid: str, info: WorkloadInfo, netns: Netns | None) -> None:
+        """Bind a workload's ports and serve them. Once started, the namespace is the house's to close.
+
+        Raises:
+            ProxyNotStarted: a port could not be bound. Nothing is left running, the namespace stays the
+                caller's, and the workload is listed as pending until it starts or is stopped.
+        """
+        self.pending[uid] = info
+        lease = Lease(info, netns)
+        try:
+            proxy = self.bind(lease)
+        except OSError as error:
+            raise ProxyNotStarted(str(error)) from error
+        finally:
+            self.report()
+        del self.pending[uid]
+        self.leases[uid] = lease
+        await self.nursery.start(self.live, uid, lease, proxy)
+
+    async def stop(self, uid: str) -> None:
+        """End a workload's proxy at once; returns when its last task is gone. An unknown uid is fine."""
+        self.pending.pop(uid, None)
+        if (lease := self.leases.get(uid)) is not None:
+            lease.scope.cancel(reason="pod deleted")
+            await lease.gone.wait()
+        self.report()
+
+    def bind(self, lease: Lease) -> WorkloadProxy:
+        """A workload's proxy with all its ports bound, not yet serving."""
+        proxy = WorkloadProxy(self.node, lease.info, self.make_sockets(lease.netns), lease.registry)
+        with span("proxy", wl=f"{lease.info.namespace}/{lease.info.name}"):
+            proxy.bind(self.make_name_server)
+        return proxy
+
+    async def live(
+        self,
+        uid: str,
+        lease: Lease,
+        proxy: WorkloadProxy,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """The life of one lease: serve until drained or stopped, beginning anew where the proxy failed."""
+        self.node.metrics.proxy_started()
+        try:
+            with lease.scope, span("proxy", wl=f"{lease.info.namespace}/{lease.info.name}"):
+                await self.serve(lease, proxy, task_status)
+        finally:
+            proxy.close()
+            if lease.netns is not None:
+                lease.netns.close()
+            if self.leases.get(uid) is lease:
+                del self.leases[uid]
+            self.node.metrics.proxy_stopped()
+            self.report()
+            lease.gone.set()
+
+    async def serve(self, lease: Lease, proxy: WorkloadProxy, task_status: trio.TaskStatus[None]) -> None:
+        """Run the proxy; one that fails is bound and run again, for as long as nobody drains."""
+        while True:
+            try:
+                lease.state = LeaseState.UP
+                self.report()
+                await proxy.run(self.drain, task_status=task_status)
+                return
+            except* Exception as group:  # a bug of ours: loud, and contained in this pod
+                lease.state = LeaseState.PENDING
+                self.report()
+                log.error("proxy of %s failed, starting it again", lease.info, exc_info=group)
+            task_status = trio.TASK_STATUS_IGNORED
+            proxy = await self.bind_again(lease)
+
+    async def bind_again(self, lease: Lease) -> WorkloadProxy:
+        """Bind the ports of a proxy that failed, however long that takes."""
+        while True:
+            await trio.sleep(RESTART_SECONDS)
+            try:
+                return self.bind(lease)
+            except OSError as error:
+                log.warning("proxy of %s cannot start again: %s", lease.info, io_text(error))
+
+    def report(self) -> None:
+        """Tell the gauges how many proxies are up and how many are not."""
+        up = sum(lease.state is LeaseState.UP for lease in self.leases.values())
+        self.node.metrics.proxies_active(up)
+        self.node.metrics.proxies_pending(len(self.pending) + len(self.leases) - up)
+
+    def states(self) -> Mapping[str, Lease | WorkloadInfo]:
+        """Every workload by uid: its lease, or what is known of one whose start failed."""
+        return {**self.pending, **self.leases}

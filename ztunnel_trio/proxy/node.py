@@ -1,0 +1,88 @@
+"""What all workload proxies of a process share: the mesh, certificates, the engine, where they report."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ztunnel_trio.control.live_mesh import LiveMesh
+from ztunnel_trio.decide.known import HostAnswer
+from ztunnel_trio.decide.route import ILLEGAL_PORTS
+from ztunnel_trio.model.certificate import WorkloadCertificate
+from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.net.engine import Engine
+from ztunnel_trio.net.tls import TlsContexts, TlsPeer, Verdict
+from ztunnel_trio.observe.access_log import AccessLog
+from ztunnel_trio.observe.metrics import Metrics, Reporter
+from ztunnel_trio.proxy.pool import PoolSettings
+from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.spec.network import HBONE_PORT
+
+
+class Certificates(Protocol):
+    """Where workload certificates come from; `certs.keeper.Keeper` is one."""
+
+    async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
+        """The present certificate of an identity, waiting for its first fetch.
+
+        Raises:
+            Unavailable: none can be had now.
+        """
+        ...
+
+
+class Registration(Protocol):
+    """A peer's chain under watch; `certs.crl` returns one."""
+
+    def release(self) -> None: ...
+
+
+class Revocations(Protocol):
+    """Revocation lists; `certs.crl.CrlKeeper` is one."""
+
+    def verdict_for(self, reporter: Reporter) -> Verdict:
+        """What a handshake asks of its peer; a refusal is counted for this reporter."""
+        ...
+
+    def register(self, peer: TlsPeer, reporter: Reporter, on_revoked: Callable[[], None]) -> Registration: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    """The data path's settings; the comment names where each comes from."""
+
+    network: str = ""  # NETWORK
+    illegal_ports: frozenset[int] = ILLEGAL_PORTS  # and the SOCKS5 port where that is on
+    on_demand: bool = False  # XDS_ON_DEMAND
+    response_baggage: bool = True  # ENABLE_RESPONSE_BAGGAGE
+    localhost_app_tunnel: bool = True  # LOCALHOST_APP_TUNNEL
+    require_original_source: bool | None = None  # ENABLE_ORIG_SRC
+    is_ipv6_enabled: bool = True  # IPV6_ENABLED
+    policy_log_level: int = logging.DEBUG  # INFO with AUTHZ_POLICY_INFO_LOGGING
+    socks5: bool = False  # UNSTABLE_ENABLE_SOCKS5
+    hbone_port: int = HBONE_PORT
+    connect_seconds: float = 10.0  # ztunnel src/proxy.rs CONNECTION_TIMEOUT
+    handshake_seconds: float = 10.0  # the reference waits for ever; a stuck peer is none of ours
+    answer_seconds: float = 20.0  # the peer's proxy has its own 10 s to reach the application
+    local_workload_seconds: float = 5.0  # ztunnel src/state.rs, the wait for the workload's own record
+    other_endpoints: int = 2  # how many more endpoints a failed connect may try
+    tunnel: TunnelSettings = field(default_factory=TunnelSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Handed to every workload proxy by the app."""
+
+    settings: ProxySettings
+    live: LiveMesh
+    certificates: Certificates
+    contexts: TlsContexts
+    engine: Engine
+    access: AccessLog
+    metrics: Metrics
+    revocations: Revocations | None
+    resolve: Callable[[str], Awaitable[HostAnswer]]
+    demand: Callable[[str], Awaitable[None]]
+    rng: random.Random

@@ -1,0 +1,116 @@
+"""Port 15006: plain text entering the pod."""
+
+import socket
+from dataclasses import dataclass
+
+import trio
+
+from ztunnel_trio.decide.admit import PlainAdmission, admit_plain
+from ztunnel_trio.decide.authorize import Rejection
+from ztunnel_trio.errors import Reason, Refusal
+from ztunnel_trio.model.address import NetworkAddress, SocketAddress
+from ztunnel_trio.model.connection import Direction, InboundConnection
+from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.listener import original_destination
+from ztunnel_trio.net.relay import SocketEnd, relay
+from ztunnel_trio.net.sockets import SocketFactory
+from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, io_text
+from ztunnel_trio.proxy.judge import Judge
+from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.registry import InboundKey, Registry
+from ztunnel_trio.proxy.serving import counted
+
+
+@dataclass(slots=True, eq=False)
+class Passthrough:
+    """Serves the plain text that arrives for one workload."""
+
+    node: Node
+    info: WorkloadInfo
+    sockets: SocketFactory
+    registry: Registry
+    judge: Judge
+    is_transparent: bool
+
+    async def serve(self, sock: socket.socket, client: SocketAddress) -> None:
+        """Serve one connection: judged by its address alone, as it proves no identity."""
+        with counted(self.node.metrics.sockets_open("destination")):
+            destination, settings = original_destination(sock), self.node.settings
+            workload = None
+            if destination.port not in settings.illegal_ports:
+                workload = await self.node.live.local_workload(
+                    self.info, seconds=settings.local_workload_seconds
+                )
+            match admit_plain(
+                destination,
+                self.info,
+                workload,
+                self.node.live.mesh,
+                illegal_ports=settings.illegal_ports,
+            ):
+                case Refusal() as refusal:
+                    self.node.access.refuse(
+                        source=client, destination=destination, direction=Direction.INBOUND, refusal=refusal
+                    )
+                case PlainAdmission() as admission:
+                    await self.judge_and_carry(sock, client, destination, admission)
+
+    async def judge_and_carry(
+        self,
+        sock: socket.socket,
+        client: SocketAddress,
+        destination: SocketAddress,
+        admission: PlainAdmission,
+    ) -> None:
+        """Judge the connection and, where it may, carry it; one access line whatever happens."""
+        connection = InboundConnection(
+            source=client, destination=destination, identity=None, network=self.node.settings.network
+        )
+        record = self.node.access.open(self.facts(client, destination, admission))
+        with trio.CancelScope() as scope, self.registry.hold(InboundKey(connection), scope) as hold:
+            try:
+                verdict = self.judge.authorize(connection, admission.workload)
+                if isinstance(verdict, Rejection):
+                    record.finish(Refusal(Reason.POLICY_REJECTION, verdict.reason))
+                else:
+                    record.finish(await self.carry(sock, client, destination, record))
+            finally:
+                # What finds the record unfinished is a cancellation, by policy or drain.
+                record.finish(hold.refusal or Refusal(Reason.DRAIN))
+
+    async def carry(
+        self,
+        sock: socket.socket,
+        client: SocketAddress,
+        destination: SocketAddress,
+        record: ConnectionRecord,
+    ) -> Refusal | None:
+        """Dial the application from the client's address and relay; what it came to."""
+        try:
+            with trio.fail_after(self.node.settings.connect_seconds):
+                upstream = await self.sockets.connect(destination, client.ip if self.is_transparent else None)
+        except (OSError, trio.TooSlowError) as error:
+            return Refusal(Reason.CONNECT_FAILED, io_text(error))
+        trouble = await relay(self.node.engine, SocketEnd(sock), SocketEnd(upstream), record.traffic)
+        return None if trouble is None else Refusal(Reason.RELAY, trouble)
+
+    def facts(
+        self, client: SocketAddress, destination: SocketAddress, admission: PlainAdmission
+    ) -> ConnectionFacts:
+        """What the access log and the metrics tell of this connection."""
+        mesh = self.node.live.mesh
+        source = mesh.workload_at(NetworkAddress(self.node.settings.network, client.ip))
+        return ConnectionFacts(
+            direction=Direction.INBOUND,
+            source=client,
+            destination=destination,
+            hbone_target=None,
+            source_workload=source,
+            source_identity=None,
+            source_baggage=None,
+            destination_workload=admission.workload,
+            destination_identity=None,
+            destination_baggage=None,
+            destination_service=admission.service,
+            mutual_tls=False,
+        )

@@ -1,0 +1,210 @@
+"""Outbound tunnels of one workload, by own identity, identities expected there, destination and client.
+
+A tunnel serves many connections. N first requests for one key make one dial; a tunnel that has taken as
+many streams as it may hold is retired: it ends with its last stream and is never pooled again. A tunnel
+found dead on use is replaced without the application noticing. The expected identities are part of the
+key, so an address taken over by another workload can never get the old one's tunnel.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from ztunnel_trio.errors import Reason, Refusal, Refused
+from ztunnel_trio.model.address import HboneTarget, IPAddress, SocketAddress
+from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.net.tls import TlsPeer
+from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.proxy.serving import contained
+from ztunnel_trio.proxy.tunnel import ClientTunnel, H2Failed, TunnelStream
+
+log = get_logger("proxy::pool")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKey:
+    """What two connections must share to share a tunnel (ztunnel src/proxy/pool.rs WorkloadKey)."""
+
+    identity: SpiffeId
+    expected: tuple[SpiffeId, ...]
+    destination: SocketAddress
+    client: IPAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """Limits of one pool."""
+
+    max_streams: int = 100  # a tunnel; POOL_MAX_STREAMS_PER_CONNECTION
+    idle_seconds: float = 300.0  # since last use; POOL_UNUSED_RELEASE_TIMEOUT
+    max_idle_tunnels: int = 500  # ztunnel src/proxy/pool.rs: least recently used go first
+
+
+Dial = Callable[[PoolKey], Awaitable[tuple[ClientTunnel, TlsPeer]]]
+Watch = Callable[[ClientTunnel, TlsPeer], AbstractContextManager[None]]
+"""Watches the peer of a tunnel for revocation, for as long as the tunnel lives."""
+
+
+@dataclass(slots=True, eq=False)
+class Dialling:
+    """A dial under way; those who came while it ran share its outcome."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    failure: Exception | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Pooled:
+    """A tunnel that may take more streams, and when it last was given one (Trio's clock)."""
+
+    tunnel: ClientTunnel
+    used_at: float
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """Tunnels live in `nursery`, which the owner of the pool opened. `dial` raises what it fails with."""
+
+    nursery: trio.Nursery
+    dial: Dial
+    watch: Watch
+    settings: PoolSettings
+    pooled: OrderedDict[PoolKey, list[Pooled]] = field(default_factory=OrderedDict)
+    dialling: dict[PoolKey, Dialling] = field(default_factory=dict)
+
+    async def open(
+        self, key: PoolKey, authority: HboneTarget, headers: Sequence[tuple[bytes, bytes]]
+    ) -> TunnelStream:
+        """Open a stream on a tunnel of this key and wait for the peer's answer, whatever its status.
+
+        Raises:
+            H2Failed: a tunnel dialled for this very stream failed before answering.
+            Exception: whatever `dial` raises; those who waited for the same dial get the same.
+        """
+        while True:
+            tunnel, is_fresh = await self.checkout(key)
+            try:
+                return await tunnel.open(authority, headers)
+            except H2Failed as error:
+                self.unpool(key, tunnel)
+                if is_fresh:
+                    raise
+                log.debug("pooled tunnel to %s was dead (%s), trying another", key.destination, error)
+            finally:
+                if not self.is_pooled(key, tunnel):
+                    tunnel.release_when_idle()
+
+    async def checkout(self, key: PoolKey) -> tuple[ClientTunnel, bool]:
+        """A tunnel with room for one more stream, and whether it was dialled for this call.
+
+        The caller opens its stream before the next checkpoint, so the room stays.
+        """
+        while True:
+            if (found := self.take(key)) is not None:
+                return found, False
+            if (other := self.dialling.get(key)) is None:
+                return await self.dial_one(key), True
+            await other.done.wait()
+            if other.failure is not None:
+                raise copy_of(other.failure)
+
+    async def dial_one(self, key: PoolKey) -> ClientTunnel:
+        """Dial, with everybody else who wants this key waiting for the outcome.
+
+        Where the connection that dials is cancelled, the next in line dials for itself.
+        """
+        mine = self.dialling[key] = Dialling()
+        try:
+            tunnel, peer = await self.dial(key)
+        except Exception as error:
+            mine.failure = error
+            raise
+        else:
+            self.nursery.start_soon(contained, "tunnel", partial(self.keep, key, tunnel, peer))
+            self.put(key, tunnel)
+            return tunnel
+        finally:
+            del self.dialling[key]
+            mine.done.set()
+
+    def take(self, key: PoolKey) -> ClientTunnel | None:
+        """A pooled tunnel that can take a stream now; what can't any more is dropped on the way."""
+        entries = self.pooled.get(key)
+        while entries:
+            entry = entries[0]
+            if not entry.tunnel.is_usable:
+                entries.pop(0)
+                entry.tunnel.release_when_idle()
+                continue
+            self.use(key, entry)
+            return entry.tunnel
+        self.pooled.pop(key, None)
+        return None
+
+    def put(self, key: PoolKey, tunnel: ClientTunnel) -> None:
+        """Pool a new tunnel, with its first stream about to be opened."""
+        entry = Pooled(tunnel, trio.current_time())
+        self.pooled.setdefault(key, []).append(entry)
+        self.use(key, entry)
+        while len(self.pooled) > self.settings.max_idle_tunnels:
+            _, oldest = self.pooled.popitem(last=False)
+            for each in oldest:
+                each.tunnel.release_when_idle()
+
+    def use(self, key: PoolKey, entry: Pooled) -> None:
+        """Note that a stream is about to be opened; retire the tunnel when it is its last one."""
+        entry.used_at = trio.current_time()
+        self.pooled.move_to_end(key)
+        limit = min(self.settings.max_streams, entry.tunnel.peer_max_streams)
+        if entry.tunnel.active_streams + 1 >= limit:
+            self.unpool(key, entry.tunnel)
+
+    def is_pooled(self, key: PoolKey, tunnel: ClientTunnel) -> bool:
+        """Whether the tunnel may be given more streams."""
+        return any(entry.tunnel is tunnel for entry in self.pooled.get(key, ()))
+
+    def forget(self, key: PoolKey, tunnel: ClientTunnel) -> None:
+        """Give a tunnel no more streams; it ends with its last one."""
+        self.unpool(key, tunnel)
+        tunnel.release_when_idle()
+
+    def unpool(self, key: PoolKey, tunnel: ClientTunnel) -> None:
+        """Give a tunnel no more streams. Whoever holds it releases it once its stream is open."""
+        entries = [e for e in self.pooled.get(key, ()) if e.tunnel is not tunnel]
+        if entries:
+            self.pooled[key] = entries
+        else:
+            self.pooled.pop(key, None)
+
+    async def keep(self, key: PoolKey, tunnel: ClientTunnel, peer: TlsPeer) -> None:
+        """The life of one tunnel: run it, and forget it when it was not used for long or has ended."""
+        try:
+            with self.watch(tunnel, peer):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.expire, key, tunnel)
+                    await tunnel.run()
+                    nursery.cancel_scope.cancel(reason="tunnel ended")
+        finally:
+            self.unpool(key, tunnel)
+
+    async def expire(self, key: PoolKey, tunnel: ClientTunnel) -> None:
+        """Forget the tunnel once it has gone unused for the idle time."""
+        while entry := next((e for e in self.pooled.get(key, ()) if e.tunnel is tunnel), None):
+            left = entry.used_at + self.settings.idle_seconds - trio.current_time()
+            if left <= 0:
+                self.forget(key, tunnel)
+                return
+            await trio.sleep(left)
+
+
+def copy_of(failure: Exception) -> Exception:
+    """The same failure for another connection; an exception object belongs to one traceback."""
+    match failure:
+        case Refused(refusal=refusal):
+            return Refused(refusal)
+        case _:
+            return Refused(Refusal(Reason.IO, str(failure)))
