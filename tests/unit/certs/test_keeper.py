@@ -1,0 +1,444 @@
+"""The keeper on a fake clock, against an authority that is slow, fails and recovers on request."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes.cancellation import cancelled_everywhere_now
+from tests.fakes.trio_test import trio_test
+from ztunnel_trio.certs.keeper import (
+    FORGOTTEN,
+    CertificateState,
+    Keeper,
+    KeeperSettings,
+)
+from ztunnel_trio.decide.renew import Patience
+from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.model.certificate import WorkloadCertificate
+from ztunnel_trio.model.identity import SpiffeId
+
+START = datetime(2026, 5, 1, tzinfo=UTC)
+IDS = [SpiffeId("td", "ns", f"id{number}") for number in range(1, 101)]
+
+
+def now() -> datetime:
+    return START + timedelta(seconds=trio.current_time())
+
+
+@dataclass(eq=False)
+class FakeAuthority:
+    """Signs after `latency` seconds, unless `error` is set; `pushes` wakes `changed`."""
+
+    latency: float = 0.0
+    lifetime: float = 86400.0
+    error: str | None = None
+    calls: list[SpiffeId] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    closed: list[SpiffeId] = field(default_factory=list)
+    pushes: trio.Event = field(default_factory=trio.Event)
+
+    async def fetch(self, identity: SpiffeId) -> WorkloadCertificate:
+        self.calls.append(identity)
+        self.times.append(trio.current_time())
+        await trio.sleep(self.latency)
+        if self.error is not None:
+            raise Unavailable(self.error)
+        return WorkloadCertificate(
+            identity=identity,
+            leaf_der=b"",
+            intermediates_der=(),
+            roots_der=(),
+            key_pem=b"",
+            not_before=now(),
+            not_after=now() + timedelta(seconds=self.lifetime),
+            serial=len(self.calls),
+        )
+
+    async def changed(self, identity: SpiffeId) -> None:
+        await self.pushes.wait()
+        self.pushes = trio.Event()
+
+    def close(self, identity: SpiffeId) -> None:
+        self.closed.append(identity)
+
+
+def keeping(
+    authority: FakeAuthority, body: Callable[[Keeper], Awaitable[None]], *, fetches_at_once: int = 8
+) -> Callable[[], Awaitable[None]]:
+    """Run `body` with a keeper that runs, then stop it."""
+
+    async def main() -> None:
+        settings = KeeperSettings(
+            fetches_at_once=fetches_at_once, least_renewal_seconds=0.01, patience=Patience(spread=0)
+        )
+        keeper = Keeper(authority, now=now, rng=Random(1), settings=settings)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(keeper.run)
+            await body(keeper)
+            nursery.cancel_scope.cancel()
+
+    return main
+
+
+def run(
+    authority: FakeAuthority, body: Callable[[Keeper], Awaitable[None]], *, fetches_at_once: int = 8
+) -> None:
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    trio.run(keeping(authority, body, fetches_at_once=fetches_at_once), clock=clock)
+
+
+async def ask(keeper: Keeper, identity: SpiffeId, results: list[WorkloadCertificate | str]) -> None:
+    try:
+        results.append(await keeper.certificate(identity))
+    except Unavailable as error:
+        results.append(str(error))
+
+
+def test_many_tasks_asking_for_many_identities_share_a_hundred_fetches() -> None:
+    authority = FakeAuthority(latency=0.001, lifetime=3600)
+    results: list[WorkloadCertificate | str] = []
+
+    async def body(keeper: Keeper) -> None:
+        async def all_of_them() -> None:
+            for identity in IDS:
+                await ask(keeper, identity, results)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(all_of_them)
+        assert len(keeper) == 100
+
+    run(authority, body, fetches_at_once=2)
+
+    assert len(authority.calls) == 100
+    assert len(results) == 800
+    assert not any(isinstance(one, str) for one in results)
+
+
+def test_short_certificates_are_renewed_and_no_read_fails() -> None:
+    authority = FakeAuthority(lifetime=0.05)
+
+    async def body(keeper: Keeper) -> None:
+        first = await keeper.certificate(IDS[0])
+        for _ in range(20):
+            await trio.sleep(0.01)
+            await keeper.certificate(IDS[0])
+        later = await keeper.certificate(IDS[0])
+        assert later.serial > first.serial
+        assert later.not_before > first.not_before
+
+    run(authority, body)
+
+
+def test_who_waits_is_served_by_urgency_and_renewals_keep_that_order() -> None:
+    authority = FakeAuthority(latency=1, lifetime=100)
+
+    async def body(keeper: Keeper) -> None:
+        keeper.renew(IDS[0])
+        await trio.testing.wait_all_tasks_blocked()
+        keeper.renew(IDS[1])
+        keeper.prefetch(IDS[2])
+        await trio.testing.wait_all_tasks_blocked()
+        await keeper.certificate(IDS[3])
+        await trio.sleep_until(48.999)
+        assert authority.calls == [IDS[0], IDS[3], IDS[2], IDS[1]]
+        await trio.sleep_until(60)
+        assert authority.calls[4:] == [IDS[0], IDS[3], IDS[2], IDS[1]]
+
+    run(authority, body, fetches_at_once=1)
+
+
+def test_a_connection_overtakes_workloads_that_warm_up() -> None:
+    authority = FakeAuthority(latency=1)
+
+    async def body(keeper: Keeper) -> None:
+        for identity in IDS[:4]:
+            keeper.prefetch(identity)
+        await trio.testing.wait_all_tasks_blocked()
+        await keeper.certificate(IDS[9])
+        assert authority.calls[:2] == [IDS[0], IDS[9]]
+
+    run(authority, body, fetches_at_once=1)
+
+
+def test_a_connection_raises_the_urgency_of_what_is_waiting() -> None:
+    authority = FakeAuthority(latency=1)
+
+    async def body(keeper: Keeper) -> None:
+        for identity in IDS[:4]:
+            keeper.prefetch(identity)
+        await trio.testing.wait_all_tasks_blocked()
+        await keeper.certificate(IDS[3])
+        assert authority.calls[:2] == [IDS[0], IDS[3]]
+        for identity in IDS[:4]:
+            await keeper.certificate(identity)
+        assert len(authority.calls) == 4
+
+    run(authority, body, fetches_at_once=1)
+
+
+def test_many_requests_for_one_identity_share_one_object() -> None:
+    authority = FakeAuthority(latency=1)
+    results: list[WorkloadCertificate | str] = []
+
+    async def body(keeper: Keeper) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(ask, keeper, IDS[0], results)
+
+    run(authority, body)
+
+    assert len(authority.calls) == 1
+    assert len({id(one) for one in results}) == 1
+
+
+def test_fetches_run_side_by_side_up_to_the_limit() -> None:
+    authority = FakeAuthority(latency=1)
+
+    async def body(keeper: Keeper) -> None:
+        async with trio.open_nursery() as nursery:
+            for identity in IDS[:4]:
+                nursery.start_soon(keeper.certificate, identity)
+        assert trio.current_time() == 1
+
+    run(authority, body, fetches_at_once=4)
+
+
+def test_forgetting_fails_who_waits_and_discards_the_result() -> None:
+    authority = FakeAuthority(latency=1)
+    results: list[WorkloadCertificate | str] = []
+
+    async def body(keeper: Keeper) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, keeper, IDS[0], results)
+            await trio.sleep(0.5)
+            keeper.forget(IDS[0])
+        assert trio.current_time() == 0.5
+        assert len(keeper) == 0
+        await trio.sleep(2)
+        assert len(keeper) == 0
+
+    run(authority, body)
+
+    assert results == [FORGOTTEN]
+    assert authority.closed == [IDS[0]]
+
+
+def test_a_request_after_forgetting_takes_over_the_fetch_under_way() -> None:
+    authority = FakeAuthority(latency=1)
+
+    async def body(keeper: Keeper) -> None:
+        keeper.prefetch(IDS[0])
+        await trio.sleep(0.5)
+        keeper.forget(IDS[0])
+        keeper.forget(IDS[0])
+        assert (await keeper.certificate(IDS[0])).serial == 1
+        assert trio.current_time() == 1
+
+    run(authority, body)
+
+    assert len(authority.calls) == 1
+
+
+def test_a_forgotten_identity_is_renewed_no_more_and_can_come_back() -> None:
+    authority = FakeAuthority(lifetime=10)
+
+    async def body(keeper: Keeper) -> None:
+        await keeper.certificate(IDS[0])
+        assert len(keeper) == 1
+        keeper.forget(IDS[0])
+        assert len(keeper) == 0
+        await trio.sleep(100)
+        assert len(authority.calls) == 1
+        assert (await keeper.certificate(IDS[0])).serial == 2
+
+    run(authority, body)
+
+
+def test_an_identity_forgotten_while_it_waits_for_its_turn_is_never_fetched() -> None:
+    authority = FakeAuthority(latency=1)
+
+    async def body(keeper: Keeper) -> None:
+        for identity in IDS[:3]:
+            keeper.prefetch(identity)
+        await trio.testing.wait_all_tasks_blocked()
+        keeper.forget(IDS[1])
+        await trio.sleep(5)
+
+    run(authority, body, fetches_at_once=1)
+
+    assert authority.calls == [IDS[0], IDS[2]]
+
+
+def test_after_a_failure_requests_fail_at_once_until_the_retry() -> None:
+    authority = FakeAuthority(error="signing gRPC error (Unknown error): no")
+
+    async def body(keeper: Keeper) -> None:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="no"):
+                await keeper.certificate(IDS[0])
+        assert len(authority.calls) == 1
+        authority.error = None
+        with pytest.raises(Unavailable, match="no"):
+            await keeper.certificate(IDS[0])
+        await trio.sleep(3)
+        assert (await keeper.certificate(IDS[0])).serial == 2
+
+    run(authority, body)
+
+
+def test_an_identitys_retries_come_after_1_2_4_seconds_and_delay_nobody_else() -> None:
+    authority = FakeAuthority(error="no")
+
+    async def body(keeper: Keeper) -> None:
+        keeper.prefetch(IDS[0])
+        await trio.sleep(16)
+        authority.error = None
+        await keeper.certificate(IDS[1])
+        assert trio.current_time() == 16
+
+    run(authority, body)
+
+    assert authority.times == [0, 1, 3, 7, 15, 16]
+
+
+def test_a_valid_certificate_outlives_failing_renewals_until_its_end() -> None:
+    authority = FakeAuthority(lifetime=100)
+
+    async def body(keeper: Keeper) -> None:
+        first = await keeper.certificate(IDS[0])
+        authority.error = "no"
+        await trio.sleep(70)
+        assert len(authority.calls) > 2
+        assert (await keeper.certificate(IDS[0])) is first
+        await trio.sleep(100)
+        with pytest.raises(Unavailable, match="no"):
+            await keeper.certificate(IDS[0])
+        assert keeper.dump() == [CertificateState(IDS[0], "Unavailable: no", None)]
+
+    run(authority, body)
+
+
+def test_what_is_retained_and_what_is_missing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    authority = FakeAuthority(lifetime=100)
+
+    async def body(keeper: Keeper) -> None:
+        await keeper.certificate(IDS[0])
+        authority.error = "no"
+        await trio.sleep(51)
+        keeper.prefetch(IDS[1])
+        await trio.sleep(0.5)
+
+    with caplog.at_level(logging.INFO, "ztunnel::identity::manager"):
+        run(authority, body)
+
+    texts = [record.getMessage() for record in caplog.records]
+    assert (
+        texts[0] == "certificate renewal failed (no); retaining existing valid certificate until "
+        "2026-05-01 00:01:40+00:00; next retry at 2026-05-01 00:00:51+00:00"
+    )
+    assert 'unable to prefetch cert for "spiffe://td/ns/ns/sa/id2", skipping, no' in texts
+    assert (
+        "certificate fetch failed (no) and no valid existing certificate; will retry in 1.000s "
+        "(backoff capped at 150s)" in texts
+    )
+
+
+def test_a_cancelled_waiter_does_not_cancel_the_fetch() -> None:
+    authority = FakeAuthority(latency=1)
+
+    async def body(keeper: Keeper) -> None:
+        with trio.move_on_after(0.5):
+            await keeper.certificate(IDS[0])
+        assert keeper.current(IDS[0]) is None
+        assert keeper.dump() == [CertificateState(IDS[0], "Initializing", None)]
+        await keeper.certificate(IDS[0])
+        assert trio.current_time() == 1
+        assert keeper.dump()[0].state == "Available"
+
+    run(authority, body)
+
+    assert len(authority.calls) == 1
+
+
+def test_a_pushed_certificate_replaces_the_one_before_at_once() -> None:
+    authority = FakeAuthority()
+
+    async def body(keeper: Keeper) -> None:
+        await keeper.certificate(IDS[0])
+        await trio.testing.wait_all_tasks_blocked()
+        authority.pushes.set()
+        await trio.sleep(1)
+        assert (await keeper.certificate(IDS[0])).serial == 2
+
+    run(authority, body)
+
+
+def test_nothing_is_known_of_an_identity_nobody_asked_for() -> None:
+    async def body(keeper: Keeper) -> None:
+        await trio.lowlevel.checkpoint()
+        assert keeper.current(IDS[0]) is None
+        assert keeper.dump() == []
+
+    run(FakeAuthority(), body)
+
+
+@trio_test(autojump=True)
+async def test_what_is_asked_before_the_keeper_runs_is_served_when_it_does() -> None:
+    keeper = Keeper(FakeAuthority(), now=now, rng=Random(1))
+    keeper.prefetch(IDS[0])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keeper.run)
+        await keeper.certificate(IDS[0])
+        nursery.cancel_scope.cancel()
+
+
+@trio_test(autojump=True)
+async def test_identities_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    keeper = Keeper(FakeAuthority(), now=now, rng=Random(1), settings=KeeperSettings(most_identities=1))
+    keeper.prefetch(IDS[0])
+    with caplog.at_level(logging.INFO, "ztunnel::identity::manager"):
+        keeper.prefetch(IDS[1])
+    with pytest.raises(Unavailable, match="too many identities: 1"):
+        await keeper.certificate(IDS[2])
+
+    assert caplog.messages == ["couldn't prefetch: too many identities: 1"]
+
+
+def test_a_certificate_past_its_half_life_is_not_asked_for_in_a_loop() -> None:
+    authority = FakeAuthority(lifetime=0)
+    clock = trio.testing.MockClock(autojump_threshold=0)
+
+    async def main() -> None:
+        keeper = Keeper(authority, now=now, rng=Random(1))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(keeper.run)
+            await keeper.certificate(IDS[0])
+            await trio.sleep(3.5)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=clock)
+
+    assert len(authority.calls) == 4
+
+
+def test_cancelled_at_any_step_it_leaves_nothing_behind() -> None:
+    async def body(keeper: Keeper) -> None:
+        async with trio.open_nursery() as nursery:
+            for identity in IDS[:3]:
+                nursery.start_soon(keeper.certificate, identity)
+            await trio.sleep(1.5)
+            keeper.forget(IDS[5])
+        keeper.forget(IDS[0])
+        await trio.sleep(10)
+
+    def scenario() -> Awaitable[None]:
+        return keeping(FakeAuthority(latency=1, lifetime=8), body, fetches_at_once=1)()
+
+    assert cancelled_everywhere_now(scenario) > 10
