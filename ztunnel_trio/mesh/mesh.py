@@ -220,13 +220,14 @@ class Mesh:
         found = self._services.endpoints(key)
         return NO_ENDPOINTS if found is None else found
 
-    def memo(self, key: NamespacedHostname) -> dict[Hashable, object] | None:
+    def memo(self, service: Service) -> dict[Hashable, object] | None:
         """Scratch space for what follows from a service and its workloads, emptied when they change.
 
-        None where nothing may be kept: the service is unknown, or has endpoints nobody watches.
+        None where nothing may be kept: that service is not in the mesh (any more), or a local file gives
+        it endpoints, whose workloads do not name it.
         """
-        backing = self._services.known_backing(key)
-        return None if backing is None or backing.given else backing.memo
+        backing = self._services.known_backing(service.key)
+        return None if backing is None or backing.given or backing.service is not service else backing.memo
 
     def policies_for(self, workload: Workload) -> tuple[list[Authorization], list[str]]:
         """The policies of a workload: mesh-wide, its namespace's, those attached; and the attached keys

@@ -1,0 +1,164 @@
+"""What a mesh of many workloads costs: `python -m tests.benchmarks.mesh_scale [WORKLOADS [SERVICES]]`.
+
+Prints the CPU of decoding and applying in slices, the memory kept, the longest slice, a full collection,
+lookups, draws of an endpoint, updates, and forgetting it all. Pods are like istiod's: 20 of a service, on
+3 nodes in 100, in 3 zones.
+"""
+
+import gc
+import random
+import sys
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from ztunnel_trio.decide.balance import choose
+from ztunnel_trio.mesh.decode import AddressEntry, prepare_address
+from ztunnel_trio.mesh.mesh import Batch, Mesh
+from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
+from ztunnel_trio.pb import workload_pb2
+
+NODES = 1000
+NAMESPACES = 200
+SLICE_SECONDS = 0.002
+CLOCK_EVERY = 8
+
+
+def workload_payload(n: int, services: int) -> tuple[str, bytes]:
+    """One pod as istiod describes it."""
+    service = n % services
+    namespace, node = f"namespace-{service % NAMESPACES}", (n * 7919) % NODES
+    name = f"app-{service}-6d5f7c9b84-{n:06x}"
+    uid = f"Kubernetes//Pod/{namespace}/{name}"
+    message = workload_pb2.Workload(
+        uid=uid,
+        name=name,
+        namespace=namespace,
+        addresses=[IPv4Address(0x0A000000 + n).packed],
+        tunnel_protocol=workload_pb2.HBONE,
+        service_account=f"app-{service}",
+        node=f"node-{node}.example.internal",
+        canonical_name=f"app-{service}",
+        canonical_revision="v1",
+        workload_type=workload_pb2.POD,
+        workload_name=f"app-{service}",
+        cluster_id="Kubernetes",
+        locality=workload_pb2.Locality(region="region-1", zone=f"region-1-{node % 3}"),
+        services={
+            f"{namespace}/app-{service}.{namespace}.svc.cluster.local": workload_pb2.PortList(
+                ports=[workload_pb2.Port(service_port=80, target_port=8080)]
+            )
+        },
+    )
+    return uid, workload_pb2.Address(workload=message).SerializeToString()
+
+
+def service_payload(n: int) -> tuple[str, bytes]:
+    """One Kubernetes Service as istiod describes it."""
+    namespace = f"namespace-{n % NAMESPACES}"
+    hostname = f"app-{n}.{namespace}.svc.cluster.local"
+    message = workload_pb2.Service(
+        name=f"app-{n}",
+        namespace=namespace,
+        hostname=hostname,
+        addresses=[workload_pb2.NetworkAddress(address=IPv4Address(0x0B000000 + n).packed)],
+        ports=[workload_pb2.Port(service_port=80, target_port=8080)],
+        ip_families=workload_pb2.IPV4_ONLY,
+        canonical=True,
+    )
+    return f"{namespace}/{hostname}", workload_pb2.Address(service=message).SerializeToString()
+
+
+def resident() -> int:
+    """Bytes of memory this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def load(mesh: Mesh, resources: list[tuple[str, bytes]]) -> float:
+    """Decode and apply in slices as the discovery client does; the longest slice in seconds."""
+    longest, done, total = 0.0, 0, len(resources)
+    while done < total:
+        begun = time.perf_counter()
+        entries: list[AddressEntry] = []
+        while done < total:
+            for name, payload in resources[done : done + CLOCK_EVERY]:
+                entries.append(prepare_address(name, payload))
+            done += CLOCK_EVERY
+            if time.perf_counter() - begun > SLICE_SECONDS:
+                break
+        mesh.apply(Batch(addresses=entries, last=done >= total))
+        longest = max(longest, time.perf_counter() - begun)
+    return longest
+
+
+def each(count: int, call: Callable[[int], object]) -> float:
+    """Microseconds of one call, averaged."""
+    begun = time.process_time()
+    for n in range(count):
+        call(n)
+    return (time.process_time() - begun) / count * 1e6
+
+
+def report(what: str, value: float, unit: str) -> None:
+    sys.stdout.write(f"{what:42} {value:10.2f} {unit}\n")
+
+
+def main(workloads: int, services: int) -> None:
+    resources = [workload_payload(n, services) for n in range(workloads)]
+    uids = [uid for uid, _ in resources]
+    random.Random(1).shuffle(resources)
+    resources += [service_payload(n) for n in range(services)]
+    report("payloads", sum(len(payload) for _, payload in resources) / 2**20, "MiB")
+    mesh = Mesh(local_node="node-1.example.internal")
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    before, begun = resident(), time.process_time()
+    longest = load(mesh, resources)
+    report("decode and apply", time.process_time() - begun, "CPU s")
+    report("longest slice", longest * 1e3, "ms")
+    report("memory kept", (resident() - before) / 2**20, "MiB")
+    gc.enable()
+    begun = time.perf_counter()
+    gc.collect()
+    report("full collection", (time.perf_counter() - begun) * 1e3, "ms")
+    measure(mesh, uids, services)
+    begun, longest = time.process_time(), load(mesh, resources[:1000])
+    report("1000 updates", (time.process_time() - begun) * 1e3, "ms")
+    begun, longest = time.process_time(), 0.0
+    for start in range(0, workloads, 256):
+        slice_begun = time.perf_counter()
+        mesh.apply(Batch(removed_addresses=uids[start : start + 256]))
+        longest = max(longest, time.perf_counter() - slice_begun)
+    report("forget all workloads", time.process_time() - begun, "CPU s")
+    report("longest slice of 256", longest * 1e3, "ms")
+
+
+def measure(mesh: Mesh, uids: list[str], services: int) -> None:
+    """Lookups and draws."""
+    rng = random.Random(2)
+    some = rng.sample(uids, min(4000, len(uids)))
+    addresses = [NetworkAddress("", IPv4Address(0x0A000000 + n)) for n in range(1000)]
+    vips = [NetworkAddress("", IPv4Address(0x0B000000 + n % services)) for n in range(1000)]
+    report("workload by uid, first time", each(len(some), lambda n: mesh.workload(some[n])), "us")
+    report("workload by uid, again", each(len(some), lambda n: mesh.workload(some[n])), "us")
+    for address in addresses:
+        mesh.workload_at(address)
+    report("workload by address", each(1000, lambda n: mesh.workload_at(addresses[n])), "us")
+    report("service by VIP", each(1000, lambda n: mesh.service_at(vips[n], "namespace-1")), "us")
+    source, service = mesh.workload(uids[0]), next(mesh.services())
+    assert source is not None
+    begun = time.process_time()
+    choose(service, 80, source, mesh, rng, waypoint=False)
+    report("endpoint of a service, first draw", (time.process_time() - begun) * 1e6, "us")
+    report(
+        "endpoint of a service, more",
+        each(1000, lambda n: choose(service, 80, source, mesh, rng, waypoint=False)),
+        "us",
+    )
+    assert len(mesh.endpoints(NamespacedHostname(service.namespace, service.hostname))) > 0
+
+
+if __name__ == "__main__":
+    main(*[int(text) for text in (sys.argv[1:] + ["200000", "10000"][len(sys.argv) - 1 :])])
