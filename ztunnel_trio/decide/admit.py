@@ -32,7 +32,6 @@ __all__ = [
     "admit",
     "admit_plain",
     "guess_service",
-    "services_of",
 ]
 
 _LOOPBACK_V4: Final = IPv4Address("127.0.0.1")
@@ -109,7 +108,7 @@ def admit(
                 return standing
             if not standing:
                 return Refusal(Reason.IP_MISMATCH, f"{here} != {authority.ip}")
-        port, services, named = authority.port, services_of(workload, mesh), None
+        port, services, named = authority.port, mesh.services_of(workload), None
     else:
         found = _service_named(authority.host, workload, mesh, known, on_demand=on_demand)
         if isinstance(found, NeedAddress):
@@ -140,13 +139,8 @@ def admit_plain(
         return Refusal(Reason.RECURSIVE_CALL)
     if workload is None:
         return Refusal(Reason.UNKNOWN_LOCAL_WORKLOAD, str(info))
-    service = guess_service(services_of(workload, mesh), None, workload, destination.port)
+    service = guess_service(mesh.services_of(workload), None, workload, destination.port)
     return PlainAdmission(workload, service)
-
-
-def services_of(workload: Workload, mesh: Mesh) -> tuple[Service, ...]:
-    """The services a workload says it backs, where the mesh knows them."""
-    return tuple([service for key in workload.services if (service := mesh.service(key)) is not None])
 
 
 def guess_service(

@@ -5,7 +5,7 @@ thing is asked for at most once, so the questions end.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -41,7 +41,7 @@ class Known:
     """Resource names asked for, whatever the answer, and resolvers' answers by workload uid."""
 
     asked: frozenset[str] = frozenset()
-    hosts: Mapping[str, HostAnswer] = _NO_HOSTS
+    hosts: Mapping[str, HostAnswer] = field(default_factory=lambda: _NO_HOSTS, hash=False)
 
     def with_asked(self, name: str) -> Self:
         """This, and that the control plane has answered about `name`."""
