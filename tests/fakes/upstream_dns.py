@@ -1,6 +1,5 @@
 """A resolver upstream on loopback sockets, as scripted, and sockets to ask it with."""
 
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ def zone(records: dict[tuple[str, str], list[str] | int]) -> Answer:
             reply.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", kind, *data))
         elif all(known != name for known, _ in records):
             reply.set_rcode(dns.rcode.NXDOMAIN)
-        return [reply.to_wire(max_size=65535)]
+        return [reply.to_wire(max_size=65535, want_shuffle=False)]
 
     return answer
 
@@ -64,14 +63,25 @@ class Upstream:
         self.protocols.append(protocol)
 
 
+def bind_both() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    """A listening TCP socket and a UDP socket of the same free port."""
+    while True:
+        tcp = FACTORY.listen_tcp(SocketAddress(LOOPBACK, 0)).sock
+        try:
+            udp = FACTORY.listen_udp(SocketAddress(LOOPBACK, tcp.getsockname()[1]))
+        except OSError:
+            tcp.close()
+            continue
+        return trio.socket.from_stdlib_socket(tcp), trio.socket.from_stdlib_socket(udp)
+
+
 @asynccontextmanager
 async def upstream(udp: Answer, tcp: Answer | None = None) -> AsyncIterator[Upstream]:
     """A server for the time of the block; without `tcp` it answers there as by UDP."""
-    datagrams = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with datagrams:
-        await datagrams.bind(("127.0.0.1", 0))
+    listening, datagrams = bind_both()
+    listener = trio.SocketListener(listening)
+    with datagrams, listening:
         port = datagrams.getsockname()[1]
-        [listener] = await trio.open_tcp_listeners(port, host="127.0.0.1")
         server = Upstream(udp, tcp or udp, SocketAddress(LOOPBACK, port))
 
         async def serve_udp() -> None:
