@@ -1,0 +1,359 @@
+"""The connection to the CNI's node agent, which tells this proxy about pods; performs the roster's actions.
+
+One loop: connect, say hello, then one request at a time: receive, do what follows, acknowledge. Waiting is
+apart from receiving and only waits are cancelled, by the retry time or a drain, so that no datagram (and no
+descriptor in it) is lost and every request that was received is answered. The agent allows five seconds for
+an answer, and would take a later one for the answer to its next request: what takes longer is refused.
+
+Back-offs as ztunnel src/inpod/workloadmanager.rs: connecting starts anew each time and doubles; a hello that
+cannot be sent, and a connection that ends before its first request, wait longer each time until the proxy
+was ready once more.
+"""
+
+import os
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+import trio
+
+from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
+from ztunnel_trio.inpod.roster import (
+    Action,
+    Answer,
+    CloseNetns,
+    Connected,
+    Disconnected,
+    Ended,
+    Event,
+    GiveUp,
+    NamespaceUnusable,
+    ProxyFailed,
+    ProxyStarted,
+    Reconnect,
+    RequestUnreadable,
+    RetryAfter,
+    RetryDue,
+    Roster,
+    StartProxy,
+    StopProxy,
+)
+from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.netns import Netns
+from ztunnel_trio.net.seqpacket import Datagram, SeqPacket
+from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.supervise.keep_running import Backoff
+from ztunnel_trio.wire import zds
+
+connection_log = get_logger("inpod::workloadmanager")
+pod_log = get_logger("inpod::statemanager")
+
+GATE_NAME: Final = "workload proxy manager"  # as operators know it from the readiness log
+
+
+class ProtocolMismatch(PeerBrokeProtocol):
+    """The agent broke the protocol beyond repair: the process is to exit with status 1."""
+
+
+class House(Protocol):
+    """Who runs the pods' proxies; `proxy.house.House` is one."""
+
+    async def start(self, uid: str, info: WorkloadInfo, netns: Netns) -> None:
+        """Bind every port and serve; the namespace is the house's from then on.
+
+        Raises:
+            Unavailable: it could not be started; the namespace stays the caller's.
+        """
+        ...
+
+    async def stop(self, uid: str) -> None:
+        """End a proxy at once, or forget one that could not start; unknown is fine."""
+        ...
+
+
+class Gate(Protocol):
+    """Readiness; `supervise.readiness.Gate` is one."""
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Drain(Protocol):
+    """What asks us to stop; `supervise.drain.Drain` is one."""
+
+    @property
+    def requested(self) -> trio.Event: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """Where the agent listens, and how patient we are."""
+
+    path: Path  # INPOD_UDS
+    connecting: Backoff = field(default=Backoff(first_seconds=0.02, limit_seconds=15.0))
+    announcing: Backoff = field(default=Backoff(first_seconds=0.5, limit_seconds=15.0, jitter=0.2))
+    # After the proxy was ready once: an agent that restarts is soon back.
+    announcing_again: Backoff = field(default=Backoff(first_seconds=0.005, limit_seconds=15.0, jitter=0.2))
+    answer_seconds: float = 4.0  # istio-cni waits 5 s (ztunnelserver.go readWriteDeadline)
+
+
+class _AnnouncementFailed(Exception):
+    """The connection ended before the agent had said anything."""
+
+
+@dataclass(slots=True, eq=False)
+class Agent:
+    """Serves one agent for ever. `run` may be called once."""
+
+    settings: AgentSettings
+    house: House
+    gate: Gate
+    rng: random.Random
+    roster: Roster[Netns] = field(default_factory=Roster)
+    _retry_at: float = float("inf")
+    _wait: trio.CancelScope | None = None
+    _is_draining: bool = False
+    _was_ready: bool = False
+    _failed_announcements: int = 0
+
+    async def run(self, drain: Drain) -> None:
+        """Connect and serve until a drain is requested; proxies are left as they are then.
+
+        Raises:
+            ProtocolMismatch: see there. In an exception group, as every nursery's.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_waiting, drain)
+            try:
+                await self._serve()
+            finally:
+                self._close_namespaces(self.roster.receive(Ended()))
+                self.gate.close()
+            connection_log.info("drain requested")
+            nursery.cancel_scope.cancel(reason="the agent's connection has ended")
+
+    async def _stop_waiting(self, drain: Drain) -> None:
+        await drain.requested.wait()
+        self._is_draining = True
+        if self._wait is not None:
+            self._wait.cancel(reason="draining")
+
+    async def _until(self, wait: Callable[[], Awaitable[object]], *, at: float = float("inf")) -> bool:
+        """Wait for something, at most until a time and not through a drain; whether it came."""
+        if self._is_draining:
+            return False
+        with trio.CancelScope(deadline=at) as self._wait:
+            await wait()
+        came = not self._wait.cancelled_caught
+        self._wait = None
+        return came
+
+    async def _serve(self) -> None:
+        while not self._is_draining:
+            packets = await self._connect()
+            if packets is None:
+                return
+            with packets:
+                try:
+                    await self._announce(packets)
+                    await self._serve_connection(packets)
+                except _AnnouncementFailed as error:
+                    delay = self._announcement_delay()
+                    text = "node agent announcement failed (%s), retrying in %s"
+                    connection_log.error(text, error, _seconds(delay))
+                except OSError as error:
+                    delay = 0.0
+                    connection_log.warning("workload manager stream error: %s, retrying", _io_text(error))
+                else:
+                    delay = 0.0
+            self._take(Disconnected())
+            if delay:
+                await self._until(trio.sleep_forever, at=trio.current_time() + delay)
+
+    async def _connect(self) -> SeqPacket | None:
+        """Dial until somebody listens; None when draining."""
+        failures = 0
+        while not self._is_draining:
+            try:
+                return await SeqPacket.connect(self.settings.path)
+            except OSError as error:
+                failures += 1
+                delay = self.settings.connecting.delay(failures, self.rng)
+                text = "failed to connect to node agent at %s: %s, retrying in %s"
+                connection_log.warning(text, self.settings.path, _io_text(error), _seconds(delay))
+            await self._until(trio.sleep_forever, at=trio.current_time() + delay)
+        return None
+
+    async def _announce(self, packets: SeqPacket) -> None:
+        connection_log.info("handling new stream")
+        await self._take_and_perform(packets, Connected())
+        self._retry_at = float("inf")
+        try:
+            await packets.send(zds.hello())
+        except OSError as error:
+            raise _AnnouncementFailed(_io_text(error)) from error
+
+    def _announcement_delay(self) -> float:
+        self._failed_announcements += 1
+        settings = self.settings
+        backoff = settings.announcing_again if self._was_ready else settings.announcing
+        return backoff.delay(self._failed_announcements, self.rng)
+
+    async def _serve_connection(self, packets: SeqPacket) -> None:
+        """Serve requests until the agent hangs up, is out of step, or a drain is requested."""
+        has_spoken = False
+        while not self._is_draining:
+            if not await self._until(packets.wait_readable, at=self._retry_at):
+                if trio.current_time() >= self._retry_at and not self._is_draining:
+                    self._retry_at = float("inf")
+                    await self._take_and_perform(packets, RetryDue())
+                continue
+            try:
+                datagram = packets.receive_nowait()
+            except BlockingIOError:  # readable for nothing
+                continue
+            if not datagram.data:
+                datagram.close()
+                if not has_spoken:
+                    raise _AnnouncementFailed("the connection was closed at once")
+                connection_log.info("connection to node agent closed, reconnecting")
+                return
+            has_spoken = True
+            if not await self._take_and_perform(packets, _understand(datagram)):
+                return
+
+    async def _take_and_perform(self, packets: SeqPacket, event: Event[Netns]) -> bool:
+        """Do all that follows from an event; False if the connection is to be dropped.
+
+        The answer is due while the agent still waits for it, however long the pods' proxies take.
+        """
+        _log_request(event, self.roster)
+        due_at = trio.current_time() + self.settings.answer_seconds
+        return await self._perform_all(packets, self._take(event), due_at)
+
+    async def _perform_all(self, packets: SeqPacket, actions: list[Action[Netns]], due_at: float) -> bool:
+        """Perform actions in order, and what follows from them; a lost connection stops none of it."""
+        todo = deque(actions)
+        goes_on = True
+        lost: OSError | None = None
+        give_up: GiveUp | None = None
+        try:
+            while todo:
+                match todo.popleft():
+                    case StartProxy() as start:
+                        todo.extend(self._take(await self._start(start, due_at)))
+                    case StopProxy(uid):
+                        await self._stop(uid, due_at)
+                    case CloseNetns(netns):
+                        netns.close()
+                    case Answer(error):
+                        try:
+                            await packets.send(zds.ack(error))
+                        except OSError as broken:
+                            lost = broken
+                    case RetryAfter(seconds):
+                        self._retry_at = trio.current_time() + seconds
+                    case Reconnect():
+                        goes_on = False
+                    case GiveUp() as give_up:
+                        pass
+        finally:
+            self._close_namespaces(list(todo))
+        if give_up is not None:
+            self.gate.close()
+            text = "protocol mismatch error while processing stream, shutting down"
+            connection_log.error(text, extra={"fields": {"error": give_up.text}})
+            raise ProtocolMismatch(give_up.text)
+        if lost is not None:
+            raise lost
+        return goes_on
+
+    async def _start(self, start: StartProxy[Netns], due_at: float) -> ProxyStarted | ProxyFailed:
+        if not start.is_retry:
+            fields = {"uid": start.uid, "name": start.info.name, "namespace": start.info.namespace}
+            pod_log.info("pod received, starting proxy", extra={"fields": fields})
+        failure = "deadline has elapsed"
+        with trio.CancelScope(deadline=due_at) as scope:
+            try:
+                await self.house.start(start.uid, start.info, start.netns)
+            except Unavailable as error:
+                failure = str(error)
+            else:
+                return ProxyStarted(start.uid)
+        if scope.cancelled_caught:
+            await self._stop(start.uid, trio.current_time())
+        pod_log.warning(
+            "failed to start proxy",
+            extra={"fields": {"uid": start.uid, "name": start.info.name, "error": failure}},
+        )
+        return ProxyFailed(start.uid, failure)
+
+    async def _stop(self, uid: str, due_at: float) -> None:
+        with trio.CancelScope(deadline=due_at) as scope:
+            await self.house.stop(uid)
+        if scope.cancelled_caught:
+            pod_log.warning("proxy is slow to stop", extra={"fields": {"uid": uid}})
+
+    def _take(self, event: Event[Netns]) -> list[Action[Netns]]:
+        """Tell the roster, and the operators whether every pod is served."""
+        actions = self.roster.receive(event)
+        if self.roster.is_ready:
+            self._was_ready, self._failed_announcements = True, 0
+            self.gate.open()
+        else:
+            self.gate.close()
+        return actions
+
+    def _close_namespaces(self, actions: list[Action[Netns]]) -> None:
+        for action in actions:
+            if isinstance(action, CloseNetns):
+                action.netns.close()
+
+
+def _understand(datagram: Datagram) -> Event[Netns]:
+    """Turn a datagram into an event that owns its namespace, or says why not."""
+    try:
+        request = zds.decode(datagram.data, datagram.descriptors, truncated=datagram.truncated)
+    except PeerBrokeProtocol as error:
+        connection_log.error("failed to read message: %s", error)
+        return RequestUnreadable(str(error))
+    if not isinstance(request, zds.PodAdded):
+        return request
+    try:
+        netns = Netns.adopt(request.netns.release())
+    except OSError as error:
+        return NamespaceUnusable(request.uid, _io_text(error))
+    if not netns.is_network_namespace():
+        pod_log.debug("descriptor is no network namespace", extra={"fields": {"uid": request.uid}})
+    return zds.PodAdded(request.uid, request.info, netns)
+
+
+def _log_request(event: Event[Netns], roster: Roster[Netns]) -> None:
+    """The lines operators follow a pod by; a pod that is started gets its line there."""
+    match event:
+        case zds.PodKept(uid):
+            text = "pod keep received. will not delete it when snapshot is sent"
+            pod_log.info(text, extra={"fields": {"uid": uid}})
+        case zds.PodDeleted(uid):
+            text = "pod delete request, shutting down proxy"
+            if not roster.has_snapshot:
+                text = "pod delete request before snapshot, its proxy goes with the snapshot"
+            pod_log.info(text, extra={"fields": {"uid": uid}})
+        case zds.SnapshotSent():
+            pod_log.info("received snapshot sent")
+        case _:
+            pass
+
+
+def _io_text(error: OSError) -> str:
+    if error.errno is None:
+        return str(error)
+    return f"{os.strerror(error.errno)} (os error {error.errno})"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f}ms" if seconds < 1 else f"{seconds:.1f}s"

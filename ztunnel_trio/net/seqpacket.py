@@ -1,0 +1,214 @@
+"""SOCK_SEQPACKET over a Unix path, with descriptor passing: one message a datagram, in order.
+
+What the kernel hands over is owned at once: waiting and receiving are separate, receiving is synchronous,
+and every descriptor of a datagram is in an owner before anything else looks at it. So a cancelled wait
+loses nothing, and a caller that closes its `Datagram` leaks nothing.
+"""
+
+import array
+import errno
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import trio
+
+log = logging.getLogger("ztunnel::inpod::protocol")
+
+MESSAGE_BYTES: Final = 1024  # both sides' read buffer (ztunnel src/inpod/packet.rs, istio ztunnelserver.go)
+MOST_DESCRIPTORS: Final = 16  # taken from one datagram, so that a surplus is closed here, not lost track of
+
+
+class Descriptor:
+    """Owns one file descriptor until it is closed or released."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __repr__(self) -> str:
+        return f"Descriptor({self._fd})"
+
+    def release(self) -> int:
+        """Give the number away; the receiver closes it."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Close it unless it is closed or given away already."""
+        fd = self.release()
+        if fd >= 0:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """One message. `data` empty: the peer has closed. `truncated`: data or control data did not fit."""
+
+    data: bytes
+    descriptors: tuple[Descriptor, ...] = field(default=())
+    truncated: bool = False
+
+    def close(self) -> None:
+        """Close the descriptors nobody has taken."""
+        for descriptor in self.descriptors:
+            descriptor.close()
+
+
+class SeqPacket:
+    """One end of a connection; owns its socket."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+
+    @classmethod
+    async def connect(cls, path: str | Path) -> Self:
+        """Dial a listening path.
+
+        Raises:
+            OSError: nobody listens; `BlockingIOError`: the listen queue is full, and the socket, though it
+                polls writable, is not connected.
+        """
+        await trio.lowlevel.checkpoint()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(str(path))
+        except OSError:
+            sock.close()
+            raise
+        return cls(sock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+
+    async def wait_readable(self) -> None:
+        """Wait for a datagram or the end; takes nothing, so cancelling loses nothing."""
+        await trio.lowlevel.wait_readable(self._sock)
+
+    def receive_nowait(self) -> Datagram:
+        """Take one datagram; empty data is the end. Who gets it owns its descriptors.
+
+        Raises:
+            BlockingIOError: there is none.
+            OSError: the connection broke.
+        """
+        room = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+        data, control, flags, _ = self._sock.recvmsg(MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        descriptors = tuple(
+            Descriptor(fd) for level, kind, raw in control for fd in _rights(level, kind, raw)
+        )
+        truncated = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) != 0
+        return Datagram(data, descriptors, truncated)
+
+    async def receive(self) -> Datagram:
+        """Wait for the next datagram; nothing is taken if the wait is cancelled.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self.receive_nowait()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+
+    async def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send one datagram, with copies of these descriptors.
+
+        Raises:
+            OSError: the peer is gone.
+        """
+        control = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        )
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                self._sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+                break
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+class SeqPacketListener:
+    """The accepting side, as a CNI agent is one. Owns its socket and the path."""
+
+    __slots__ = ("_path", "_sock")
+
+    def __init__(self, sock: socket.socket, path: Path) -> None:
+        self._sock = sock
+        self._path = path
+
+    @classmethod
+    def listen(cls, path: str | Path, *, backlog: int = 16) -> Self:
+        """Bind and listen; a stale file is removed first.
+
+        Raises:
+            OSError: the path cannot be bound.
+        """
+        path = Path(path)
+        path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind(str(path))
+            sock.listen(backlog)
+        except OSError:
+            sock.close()
+            raise
+        return cls(sock, path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening and remove the path."""
+        self._sock.close()
+        self._path.unlink(missing_ok=True)
+
+    async def accept(self) -> SeqPacket:
+        """Wait for the next connection.
+
+        Raises:
+            OSError: as accept(2); aborted connections are skipped.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    raise
+            else:
+                return SeqPacket(sock)
+
+
+def _rights(level: int, kind: int, raw: bytes) -> array.array[int]:
+    """The descriptors of one control message; a kernel that cut it short cut whole numbers."""
+    found = array.array("i")
+    if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        found.frombytes(raw[: len(raw) - len(raw) % found.itemsize])
+    else:
+        log.warning("ignoring unexpected control message: level %s, type %s", level, kind)
+    return found

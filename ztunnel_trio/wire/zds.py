@@ -1,0 +1,187 @@
+"""The in-pod protocol (zds.proto): datagrams with descriptors <-> events and answers. No state, no sockets.
+
+The agent sends one request a datagram and waits for its acknowledgement; only an added pod comes with a
+descriptor, of its network namespace. Descriptors are opaque here: what is not handed on in a `PodAdded` is
+closed, whatever else is wrong with the datagram (ztunnel src/inpod/protocol.rs).
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.pb.messages.istio.workload import zds as messages
+
+# What betterproto2 raises for bytes that are no message: it reads varints, lengths and UTF-8 as they come,
+# and looks a field's wire type up among those its type may have.
+_UNDECODABLE: Final = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+class Closable(Protocol):
+    """An owned descriptor."""
+
+    def close(self) -> None: ...
+
+
+D = TypeVar("D", bound=Closable)
+D_co = TypeVar("D_co", bound=Closable, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PodAdded(Generic[D_co]):
+    """A pod to serve, and its namespace. `info` None: the agent left it out."""
+
+    uid: str
+    info: WorkloadInfo | None
+    netns: D_co
+
+
+@dataclass(frozen=True, slots=True)
+class PodKept:
+    """A pod whose namespace the agent does not know (yet): if it is served, it stays."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodDeleted:
+    """A pod that is gone or no longer in the mesh."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSent:
+    """Everything the agent knows has been named; what it did not name is gone."""
+
+
+def hello() -> bytes:
+    """What the proxy sends first."""
+    return bytes(messages.ZdsHello(version=messages.Version.V1))
+
+
+def ack(error: str = "") -> bytes:
+    """The answer to one request; an empty error is success."""
+    return bytes(messages.WorkloadResponse(ack=messages.Ack(error=error)))
+
+
+def decode(
+    data: bytes, descriptors: Sequence[D], *, truncated: bool
+) -> PodAdded[D] | PodKept | PodDeleted | SnapshotSent:
+    """Read one request. The event owns the descriptor it carries; all others are closed.
+
+    Raises:
+        PeerBrokeProtocol: truncated, undecodable, without payload, or with a wrong number of descriptors;
+            every descriptor is closed.
+    """
+    try:
+        event = _decode(data, descriptors, truncated=truncated)
+    except PeerBrokeProtocol:
+        for descriptor in descriptors:
+            descriptor.close()
+        raise
+    return event
+
+
+def _decode(
+    data: bytes, descriptors: Sequence[D], *, truncated: bool
+) -> PodAdded[D] | PodKept | PodDeleted | SnapshotSent:
+    if truncated:
+        raise PeerBrokeProtocol("received truncated message")
+    if len(descriptors) > 1:
+        raise PeerBrokeProtocol(f"Expected 1 FD, got {len(descriptors)}")
+    request = _parse(data)
+    payloads = [
+        each for each in (request.add, request.del_, request.snapshot_sent, request.keep) if each is not None
+    ]
+    match payloads:
+        case [messages.AddWorkload() as added]:
+            if not descriptors:
+                raise PeerBrokeProtocol("No control message")
+            return PodAdded(added.uid, _info(added.workload_info), descriptors[0])
+        case [_] if descriptors:
+            raise PeerBrokeProtocol("Unexpected control message")
+        case [messages.KeepWorkload(uid=uid)]:
+            return PodKept(uid)
+        case [messages.DelWorkload(uid=uid)]:
+            return PodDeleted(uid)
+        case [messages.SnapshotSent()]:
+            return SnapshotSent()
+        case []:
+            raise PeerBrokeProtocol("no payload")
+        case _:
+            raise PeerBrokeProtocol("more than one payload")
+
+
+def _parse(data: bytes) -> messages.WorkloadRequest:
+    try:
+        return messages.WorkloadRequest().parse(data)
+    except _UNDECODABLE as error:
+        raise PeerBrokeProtocol(f"failed to decode message: {error!r}") from error
+
+
+def _info(told: messages.WorkloadInfo | None) -> WorkloadInfo | None:
+    return None if told is None else WorkloadInfo(told.name, told.namespace, told.service_account)
+
+
+def add(uid: str, info: WorkloadInfo | None) -> bytes:
+    """The agent's side: serve this pod; its namespace travels beside it."""
+    told = None
+    if info is not None:
+        told = messages.WorkloadInfo(
+            name=info.name, namespace=info.namespace, service_account=info.service_account
+        )
+    return bytes(messages.WorkloadRequest(add=messages.AddWorkload(uid=uid, workload_info=told)))
+
+
+def keep(uid: str) -> bytes:
+    """The agent's side: this pod exists, its namespace is not known."""
+    return bytes(messages.WorkloadRequest(keep=messages.KeepWorkload(uid=uid)))
+
+
+def delete(uid: str) -> bytes:
+    """The agent's side: this pod is gone."""
+    return bytes(messages.WorkloadRequest(del_=messages.DelWorkload(uid=uid)))
+
+
+def snapshot_sent() -> bytes:
+    """The agent's side: everything known has been named."""
+    return bytes(messages.WorkloadRequest(snapshot_sent=messages.SnapshotSent()))
+
+
+def decode_ack(data: bytes) -> str:
+    """The agent's side: the error of an answer, empty for success.
+
+    Raises:
+        PeerBrokeProtocol: no acknowledgement.
+    """
+    try:
+        response = messages.WorkloadResponse().parse(data)
+    except _UNDECODABLE as error:
+        raise PeerBrokeProtocol(f"failed to decode message: {error!r}") from error
+    if response.ack is None:
+        raise PeerBrokeProtocol("no payload")
+    return response.ack.error
+
+
+def decode_hello(data: bytes) -> int:
+    """The agent's side: the version a proxy announces; istio-cni takes any.
+
+    Raises:
+        PeerBrokeProtocol: undecodable.
+    """
+    try:
+        return int(messages.ZdsHello().parse(data).version)
+    except _UNDECODABLE as error:
+        raise PeerBrokeProtocol(f"failed to decode message: {error!r}") from error
