@@ -38,13 +38,9 @@ class Gateway:
 def service_waypoint(service: Service, rng: "Random") -> GatewayAddress | None:
     """The waypoint of a service for one connection: drawn by weight where weights are given."""
     if service.weighted_waypoints:
-        total = sum(option.weight for option in service.weighted_waypoints)
-        if total > 0:
-            drawn = rng.randrange(total)
-            for option in service.weighted_waypoints:
-                drawn -= option.weight
-                if drawn < 0:
-                    return option.destination
+        weights = [option.weight for option in service.weighted_waypoints]
+        if any(weights):
+            return rng.choices(service.weighted_waypoints, weights)[0].destination
     return service.waypoint
 
 

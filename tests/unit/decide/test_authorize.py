@@ -276,6 +276,14 @@ def test_a_dry_run_allow_policy_that_would_have_shut_others_out_says_so() -> Non
     )
 
 
+def test_a_dry_run_allow_policy_that_matches_says_so() -> None:
+    verdict = authorize(TLS, [DRY_ALLOW_ALL])
+
+    assert verdict == Permit(
+        None, (Note("dry-run: allow policy match", "ns1/dry-allow"), Note("no allow policies, allow"))
+    )
+
+
 def test_an_allow_policy_without_rules_shuts_everybody_out() -> None:
     assert isinstance(authorize(TLS, [policy()]), Rejection)
 

@@ -426,25 +426,15 @@ def test_connections_go(
             id="a workload's waypoint nobody has heard of",
         ),
         pytest.param(
-            [
-                workload("pod", "127.0.0.2", waypoint=named_gateway("waypoint.host", 15008, "ns")),
-                workload("wp", hostname="waypoint.host", network_gateway=REMOTE_GATEWAY),
-            ],
-            "127.0.0.2:80",
-            None,
-            id="a waypoint known only by its hostname is resolved",
+            [replace(SERVICE, ip_families=IPFamilies.IPV6), endpoint("pod", "127.0.0.2")],
+            "127.0.0.3:80",
+            Refusal(Reason.NO_VALID_DESTINATION, "Workload{pod with uid pod (TCP)}"),
+            id="no address of the service's family",
         ),
     ],
 )
-def test_connections_are_refused(
-    entries: list[Workload | Service], target: str, refusal: Refusal | None
-) -> None:
-    found = decide(world(*entries), target)
-
-    if refusal is None:
-        assert isinstance(found, NeedHost)
-    else:
-        assert found == refusal
+def test_connections_are_refused(entries: list[Workload | Service], target: str, refusal: Refusal) -> None:
+    assert decide(world(*entries), target) == refusal
 
 
 def test_a_target_in_another_network_that_is_no_service_cannot_be_reached() -> None:
@@ -684,6 +674,18 @@ def test_of_resolved_addresses_any_of_the_family_dialled_will_do() -> None:
     assert seen("[::3]:80", Known().with_host("by-name", v4)) == {"10.9.0.1:8080", "10.9.0.2:8080"}
 
 
+def test_a_waypoint_known_by_its_hostname_is_resolved() -> None:
+    by_name = workload("wp", hostname="waypoint.host", namespace="ns")
+    reference = named_gateway("waypoint.host", 15008, "ns")
+    mesh = world(workload("pod", "127.0.0.2", waypoint=reference), by_name)
+
+    assert decide(mesh, "127.0.0.2:80") == NeedHost(by_name)
+
+    found = decide(mesh, "127.0.0.2:80", Known().with_host("wp", (IPv4Address("10.9.0.1"),)))
+    assert isinstance(found, Route)
+    assert (found.destination, found.authority) == (at("10.9.0.1:15008"), at("127.0.0.2:80"))
+
+
 def test_a_gateway_known_by_its_hostname_is_resolved_and_a_remote_endpoint_is_not() -> None:
     by_name = replace(GATEWAY_WORKLOAD, addresses=(), hostname="gateway.example.com", namespace="ns")
     far = endpoint(
@@ -802,6 +804,17 @@ def test_trying_again_never_ends_in_plain_passthrough() -> None:
             exclude=frozenset({"waypoint-workload"}),
         ),
         Refusal,
+    )
+
+
+def test_a_waypoint_that_is_one_workload_is_not_tried_twice() -> None:
+    mesh = world(
+        workload("pod", "127.0.0.2", waypoint=named_gateway("waypoint.host", 15008, "ns")),
+        workload("wp", "127.0.0.12", hostname="waypoint.host"),
+    )
+
+    assert decide(mesh, "127.0.0.2:80", exclude=frozenset({"wp"})) == Refusal(
+        Reason.NO_HEALTHY_UPSTREAM, "127.0.0.2:80"
     )
 
 
