@@ -1,19 +1,21 @@
 """The engine: one edge-triggered epoll that moves the bytes of every relayed connection.
 
-Trio owns lifetimes, the engine moves bytes. A descriptor is registered once for its whole life. An event sets the facts
-*may be readable* and *may be writable* of its end and runs the end's plain, synchronous pumps until the source has
-nothing, the sink takes nothing, or a window is used up. Nothing here awaits, locks, or belongs to one connection
-except the end itself; the read buffers are shared by all.
+Trio owns lifetimes, the engine moves bytes. A descriptor is registered once for its whole life. An event
+sets the facts
+*may be readable* and *may be writable* of its end and runs the end's plain, synchronous pumps until the
+source has nothing, the sink takes nothing, or a window is used up. Nothing here awaits, locks, or belongs
+to one connection except the end itself; the read buffers are shared by all.
 
 *Fairness.* A pump that has moved its share asks for `again` and is run on a later round, behind the others.
 
-*Failure.* What a pump raises ends its own connection (`End.broke`) and nothing else: Trio takes an instrument that raises
-out of service for good, and the next connection is not to blame.
+*Failure.* What a pump raises ends its own connection (`End.broke`) and nothing else: Trio takes an
+instrument that raises out of service for good, and the next connection is not to blame.
 
-*Two drivers.* Either a task waits for the epoll descriptor as for any other (public interface, always right), or an instrument
-waits in our epoll in Trio's place, with Trio's own epoll as one member; then bytes cost no task switch. The second
-needs a private attribute of Trio and is used only where it is found. Callbacks make tasks runnable while Trio has already
-decided how long to sleep, so whoever does that calls `wake`.
+*Two drivers.* Either a task waits for the epoll descriptor as for any other (public interface, always
+right), or an instrument waits in our epoll in Trio's place, with Trio's own epoll as one member; then bytes
+cost no task switch. The second needs a private attribute of Trio and is used only where it is found.
+Callbacks make tasks runnable while Trio has already decided how long to sleep, so whoever does that calls
+`wake`.
 """
 
 import fcntl
@@ -102,7 +104,8 @@ class Engine:
         self._woken = False
         self._kick_fd = -1
         self._trios_epoll = -1
-        # Two buffers: a tunnel's read pump walks the first while what it finds makes other pumps fill the second.
+        # Two buffers: a tunnel's read pump walks the first while what it finds makes other pumps fill the
+        # second.
         self.incoming = memoryview(bytearray(READ_BYTES))
         self.outgoing = memoryview(bytearray(HEADER_ROOM + CHUNK_BYTES))
         self.payload = self.outgoing[HEADER_ROOM:]
@@ -223,7 +226,10 @@ class _InIdleWait(trio.abc.Instrument):
         self._token = trio.lowlevel.current_trio_token()
 
     def before_io_wait(self, timeout: float) -> None:
-        """Move bytes until Trio has something to do. Never raises; returns within a bounded time under any traffic."""
+        """Move bytes until Trio has something to do.
+
+        Never raises; returns within a bounded time under any traffic.
+        """
         engine = self._engine
         engine._woken = False
         if timeout <= 0:
@@ -257,7 +263,7 @@ def _nothing() -> None:
 
 def _find_trios_epoll() -> int | None:
     """The descriptor of the running Trio's epoll, or None where its insides are not as we know them."""
-    from trio._core import _run  # noqa: PLC2701
+    from trio._core import _run
 
     runner = getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
     epoll = getattr(getattr(runner, "io_manager", None), "_epoll", None)

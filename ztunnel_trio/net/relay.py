@@ -1,46 +1,34 @@
 """Pumps: copy between a connection's two ends, both ways, until both directions have ended.
 
-A connection's one Trio task calls `relay`, which registers the ends and waits; leaving it for whatever reason unregisters
-and closes them. The pumps themselves are synchronous and run by the engine.
+A connection's one Trio task calls `relay`, which registers the ends and waits; leaving it for whatever
+reason unregisters and closes them. The pumps themselves are synchronous and run by the engine.
 
 *Half-close.* The end of one direction is passed on (FIN or END_STREAM) and the other direction runs on.
-*Resets are passed on* (RFC 9113 8.5): a TCP connection that fails resets its stream with CONNECT_ERROR or the TCP connection
-on the other side; a stream reset with an error becomes a TCP reset. A stream that ended with NO_ERROR or with its tunnel
-looks like an end of data.
-*What the log says* follows the reference (ztunnel src/copy.rs): resets and broken pipes of TCP are no errors, a
-stream that cannot take the last bytes or the last word is one.
+*Resets are passed on* (RFC 9113 8.5): a TCP connection that fails resets its stream with CONNECT_ERROR or
+the TCP connection on the other side; a stream reset with an error becomes a TCP reset. A stream that ended
+with NO_ERROR or with its tunnel looks like an end of data.
+*What the log says* follows the reference (ztunnel src/copy.rs): resets and broken pipes of TCP are no
+errors, a stream that cannot take the last bytes or the last word is one.
 """
 
-import errno
-import os
+import select
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from ztunnel_trio.errors import WeBrokeProtocol
-from ztunnel_trio.net.engine import (
-    CHUNK_BYTES,
-    CHUNKS_A_TURN,
-    HANGING_UP,
-    READABLE,
-    WRITABLE,
-    Engine,
-    Once,
+from ztunnel_trio.net.engine import CHUNK_BYTES, CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine, Once
+from ztunnel_trio.net.failures import (
+    SWALLOWED,
+    in_direction,
+    os_error_text,
+    pending_error,
+    reset_socket,
+    shutdown_writing,
 )
+from ztunnel_trio.net.socket_pair import SocketPair, Traffic
 
 CONNECT_ERROR: Final = 10  # RFC 9113 7
-_LINGER_ZERO = struct.pack("ii", 1, 0)
-_SWALLOWED = frozenset(
-    (errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE)
-)  # ztunnel src/copy.rs: ignore_io_errors
-
-
-class Traffic(Protocol):
-    """Where bytes are counted, live: towards the destination and back to the source."""
-
-    to_destination: int
-    to_source: int
 
 
 class StreamReader(Protocol):
@@ -108,10 +96,10 @@ async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: T
 
     Owns both ends from the call on and closes them on every way out. At least one is a socket.
     """
-    pair: _StreamPair | _SocketPair
+    pair: _StreamPair | SocketPair
     if isinstance(client, SocketEnd):
         if isinstance(upstream, SocketEnd):
-            pair = _SocketPair(engine, client.sock, upstream.sock, traffic)
+            pair = SocketPair(engine, client.sock, upstream.sock, traffic)
         else:
             pair = _StreamPair(engine, client.sock, upstream, traffic, is_outbound=True)
     elif isinstance(upstream, SocketEnd):
@@ -124,22 +112,6 @@ async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: T
     finally:
         pair.close()
     return pair.failure()
-
-
-def os_error_text(error: OSError) -> str:
-    """An OSError as the reference prints it: `Connection reset by peer (os error 104)`."""
-    if error.errno is None:
-        return str(error)
-    return f"{os.strerror(error.errno)} (os error {error.errno})"
-
-
-def reset_socket(sock: socket.socket) -> None:
-    """Close with a TCP reset."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-    except OSError:
-        pass
-    sock.close()
 
 
 class _StreamPair:
@@ -177,7 +149,7 @@ class _StreamPair:
         self._traffic = traffic
         self._is_outbound = is_outbound  # the socket is the client's
         self._may_read = False
-        self._may_write = False
+        self._may_write = True  # attempt first
         self._hanging_up = False  # the kernel has seen the peer's FIN or a failure: read to the end of it
         self._reads = True  # socket -> stream runs
         self._writes = True  # stream -> socket runs
@@ -207,7 +179,7 @@ class _StreamPair:
             first, second = second, first
         for name, text in zip(names, (first, second), strict=True):
             if text is not None:
-                return _wrapped(name, text)
+                return in_direction(name, text)
         return None
 
     # -- called by the engine
@@ -221,7 +193,12 @@ class _StreamPair:
                 self._stream.flush()
         if flags & READABLE:
             self._may_read = True
-            self._pump()
+            if self._reads:
+                self._pump()
+            elif (
+                flags & select.EPOLLERR and self._fd >= 0 and (error := pending_error(self._sock)) is not None
+            ):
+                self._socket_failed(error)  # after its FIN, so no read will tell
 
     def go_on(self) -> None:
         self._pump()
@@ -267,7 +244,7 @@ class _StreamPair:
         engine.again(self)
 
     def _drain_to_nowhere(self) -> None:
-        """The stream takes nothing any more: the first bytes that would have gone there are an error, an end is none."""
+        """The stream takes nothing any more: bytes that would have gone there are an error, an end is none."""
         try:
             count = self._recv_into(self._engine.payload)
         except BlockingIOError:
@@ -315,11 +292,7 @@ class _StreamPair:
         if not self._writes:
             return
         self._writes = False
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                self._write_error = f"while closing connection: io error: {os_error_text(error)}"
+        self._write_error = shutdown_writing(self._sock)
         if self._reads and self._may_read and self._stream.is_gone:
             self._engine.again(self)
         self._check_done()
@@ -346,7 +319,7 @@ class _StreamPair:
 
     def _socket_failed(self, error: OSError) -> None:
         """The socket is dead: so is the stream. A reset is no error in the log."""
-        text = None if error.errno in _SWALLOWED else f"io error: {os_error_text(error)}"
+        text = None if error.errno in SWALLOWED else f"io error: {os_error_text(error)}"
         if self._reads:
             self._read_error = text
         elif self._writes:
@@ -358,190 +331,3 @@ class _StreamPair:
     def _check_done(self) -> None:
         if not self._reads and not self._writes:
             self.done.set()
-
-
-def _wrapped(direction: str, text: str) -> str:
-    """Put the direction where the reference puts it: `while closing connection: send: …`, `receive: …`."""
-    closing = "while closing connection: "
-    if text.startswith(closing):
-        return f"{closing}{direction}: {text.removeprefix(closing)}"
-    return f"{direction}: {text}"
-
-
-class _Half:
-    """One socket of a pair and the direction that reads from it."""
-
-    __slots__ = (
-        "_pair",
-        "backlog",
-        "error",
-        "fd",
-        "hanging_up",
-        "may_read",
-        "may_write",
-        "other",
-        "reads",
-        "recv_into",
-        "send",
-        "sock",
-    )
-    other: "_Half"
-
-    def __init__(self, pair: "_SocketPair", sock: socket.socket) -> None:
-        self._pair = pair
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.recv_into: Callable[[memoryview], int] = sock.recv_into
-        self.send: Callable[[memoryview], int] = sock.send
-        self.may_read = False
-        self.may_write = False
-        self.hanging_up = False
-        self.reads = True  # the direction from here to the other runs
-        self.backlog: bytearray | None = None  # read here, not yet taken by the other
-        self.error: str | None = None
-
-    def ready(self, flags: int) -> None:
-        if flags & HANGING_UP:
-            self.hanging_up = True
-        if flags & WRITABLE and not self.may_write:
-            self.may_write = True
-            self._pair.pump(self.other)
-        if flags & READABLE:
-            self.may_read = True
-            self._pair.pump(self)
-
-    def go_on(self) -> None:
-        self._pair.pump(self)
-
-    def broke(self, error: Exception) -> None:
-        self._pair.broke(error)
-
-
-class _SocketPair:
-    """Two sockets: plain text entering or leaving the pod."""
-
-    __slots__ = ("_client", "_engine", "_traffic", "_upstream", "bug", "done")
-
-    def __init__(
-        self, engine: Engine, client: socket.socket, upstream: socket.socket, traffic: Traffic
-    ) -> None:
-        self._engine = engine
-        self._traffic = traffic
-        self._client = _Half(self, client)
-        self._upstream = _Half(self, upstream)
-        self._client.other, self._upstream.other = self._upstream, self._client
-        self.bug: Exception | None = None
-        self.done = Once(engine)
-
-    def start(self) -> None:
-        for half in (self._client, self._upstream):
-            self._engine.register(half.fd, half)
-
-    def close(self) -> None:
-        for half in (self._client, self._upstream):
-            half.reads = False
-            if half.fd >= 0:
-                self._engine.unregister(half.fd)
-                half.fd = -1
-            half.sock.close()
-
-    def failure(self) -> str | None:
-        if self.bug is not None:
-            raise self.bug
-        if self._client.error is not None:
-            return _wrapped("send", self._client.error)
-        if self._upstream.error is not None:
-            return _wrapped("receive", self._upstream.error)
-        return None
-
-    def broke(self, error: Exception) -> None:
-        self.bug = error
-        self._client.reads = self._upstream.reads = False
-        self.done.set()
-
-    def pump(self, source: _Half) -> None:
-        """Move bytes from one socket to the other: at most a turn's share."""
-        if not source.reads:
-            return
-        sink = source.other
-        if source.backlog is not None and not self._flush(source, sink):
-            return
-        if not source.may_read or not sink.may_write:
-            return
-        buffer = self._engine.payload
-        for _ in range(CHUNKS_A_TURN):
-            try:
-                count = source.recv_into(buffer)
-            except BlockingIOError:
-                source.may_read = False
-                return
-            except OSError as error:
-                self._failed(source, source, error)
-                return
-            if count == 0:
-                self._ended(source, sink)
-                return
-            try:
-                sent = sink.send(buffer[:count])
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._failed(source, sink, error)
-                return
-            self._count(source, sent)
-            if count < len(buffer) and not source.hanging_up:
-                source.may_read = False
-            if sent < count:
-                sink.may_write = False
-                source.backlog = bytearray(buffer[sent:count])
-                return
-            if not source.may_read:
-                return
-        self._engine.again(source)
-
-    def _flush(self, source: _Half, sink: _Half) -> bool:
-        """Send what a full sink refused; whether all of it went."""
-        backlog = source.backlog
-        if backlog is None or not sink.may_write:
-            return backlog is None
-        try:
-            sent = sink.send(memoryview(backlog))
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._failed(source, sink, error)
-            return False
-        self._count(source, sent)
-        if sent < len(backlog):
-            sink.may_write = False
-            source.backlog = backlog[sent:]
-            return False
-        source.backlog = None
-        return True
-
-    def _count(self, source: _Half, sent: int) -> None:
-        if source is self._client:
-            self._traffic.to_destination += sent
-        else:
-            self._traffic.to_source += sent
-
-    def _ended(self, source: _Half, sink: _Half) -> None:
-        source.reads = False
-        try:
-            sink.sock.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                source.error = f"while closing connection: io error: {os_error_text(error)}"
-        if not sink.reads:
-            self.done.set()
-
-    def _failed(self, source: _Half, dead: _Half, error: OSError) -> None:
-        """One socket is dead, found while moving bytes from `source`: the other is reset."""
-        if error.errno not in _SWALLOWED:
-            source.error = f"io error: {os_error_text(error)}"
-        self._client.reads = self._upstream.reads = False
-        other = dead.other
-        self._engine.unregister(other.fd)
-        other.fd = -1
-        reset_socket(other.sock)
-        self.done.set()

@@ -1,4 +1,4 @@
-"""What carries a tunnel: TLS on a descriptor. `net.tls_memory` is the other carrier, TLS inside a tunnel's stream."""
+"""What carries a tunnel: TLS on a descriptor. The other carrier is `net.tls_memory`, TLS inside a stream."""
 
 import socket
 import ssl
@@ -38,14 +38,14 @@ class Transport(Protocol):
 class TlsSocket:
     """TLS on a non-blocking descriptor, which it owns.
 
-    OpenSSL writes several records for one call and reads one; it asks for the same bytes again after it could not write, from
-    wherever they lie (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, set by the ssl module).
+    OpenSSL writes several records for one call and reads one; it asks for the same bytes again after it
+    could not write, from wherever they lie (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, set by the ssl module).
     """
 
     __slots__ = ("_engine", "_fd", "_sock", "read", "write")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
-        # An end without close_notify is told apart in the log. The attribute is documented for wrap_socket only.
+        # An end without close_notify is told apart in the log. Documented as an argument of wrap_socket.
         setattr(sock, "suppress_ragged_eofs", False)  # noqa: B010
         self._sock = sock
         self._fd = sock.fileno()

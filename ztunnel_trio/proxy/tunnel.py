@@ -1,11 +1,13 @@
 """One HBONE connection: its streams, windows and pumps.
 
-`wire.hbone` speaks, the engine moves. Bytes of the peer are read in one pump of the tunnel and go from the shared buffer straight
-to the reader of their stream; bytes of the applications are written by the pumps of their relays. What TLS would not take waits in
-one queue, and while there is something in it no relay of this tunnel reads more from its application. A stream whose
-reader takes nothing keeps at most its own window. HEADERS and the like wake Trio tasks.
+`wire.hbone` speaks, the engine moves. Bytes of the peer are read in one pump of the tunnel and go from the
+shared buffer straight to the reader of their stream; bytes of the applications are written by the pumps of
+their relays. What TLS would not take waits in one queue, and while there is something in it no relay of
+this tunnel reads more from its application. A stream whose reader takes nothing keeps at most its own
+window. HEADERS and the like wake Trio tasks.
 
-Lifetimes are Trio's: `run` is the owner's one task a tunnel (and, at the server, one a request); leaving it closes everything.
+Lifetimes are Trio's: `run` is the owner's one task a tunnel (and, at the server, one a request); leaving it
+closes everything.
 
 | State   | Meaning                                                                        |
 |---------|--------------------------------------------------------------------------------|
@@ -24,47 +26,23 @@ from typing import assert_never
 
 import trio
 
-from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable, ZtunnelError
+from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.address import HboneTarget
 from ztunnel_trio.net.engine import HANGING_UP, READ_BYTES, READABLE, WRITABLE, Engine, Once
-from ztunnel_trio.net.relay import StreamReader, os_error_text
+from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.transport import Bytes, TlsSocket, Transport
-from ztunnel_trio.wire import hbone
-from ztunnel_trio.wire.connect_fields import Field, Fields
-from ztunnel_trio.wire.hbone import HEADER_BYTES, ErrorCode
+from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream, reason_text
+from ztunnel_trio.wire import hbone_events as hbone
+from ztunnel_trio.wire.connect_fields import Field
+from ztunnel_trio.wire.hbone import LARGEST_STREAM_ID, HboneConnection
+from ztunnel_trio.wire.hbone_book import HboneSettings
+from ztunnel_trio.wire.hbone_events import ErrorCode
 
 _READ_SHARE = 131_072  # what one turn of a tunnel's read pump takes
 _FULL_RECORD = 16_384  # RFC 8446 5.1
 _PING = b"alive?\0\0"
 
-_REASONS = {  # h2 (Rust) src/frame/reason.rs: Reason::description
-    ErrorCode.NO_ERROR: "not a result of an error",
-    ErrorCode.PROTOCOL_ERROR: "unspecific protocol error detected",
-    ErrorCode.INTERNAL_ERROR: "unexpected internal error encountered",
-    ErrorCode.FLOW_CONTROL_ERROR: "flow-control protocol violated",
-    ErrorCode.SETTINGS_TIMEOUT: "settings ACK not received in timely manner",
-    ErrorCode.STREAM_CLOSED: "received frame when stream half-closed",
-    ErrorCode.FRAME_SIZE_ERROR: "frame with invalid size",
-    ErrorCode.REFUSED_STREAM: "refused stream before processing any application logic",
-    ErrorCode.CANCEL: "stream no longer needed",
-    ErrorCode.COMPRESSION_ERROR: "unable to maintain the header compression context",
-    ErrorCode.CONNECT_ERROR: (
-        "connection established in response to a CONNECT request was reset or abnormally closed"
-    ),
-    ErrorCode.ENHANCE_YOUR_CALM: "detected excessive load generating behavior",
-    ErrorCode.INADEQUATE_SECURITY: "security properties do not meet minimum requirements",
-    ErrorCode.HTTP_1_1_REQUIRED: "endpoint requires HTTP/1.1",
-}
 _BROKEN_PIPE = "stream closed because of a broken pipe"  # h2 (Rust) src/proto/connection.rs: recv_eof
-
-
-def reason_text(code: int) -> str:
-    """An error code of RFC 9113 7 in the words operators know from the reference."""
-    return _REASONS.get(ErrorCode(code), "unknown reason") if code in _REASONS else "unknown reason"
-
-
-class H2Failed(ZtunnelError):
-    """A request got no answer; the text is what the log puts behind `h2 failed: `."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,218 +65,6 @@ class _State(enum.Enum):
     OPEN = "open"
     CLOSING = "closing"
     GONE = "gone"
-
-
-class _Over(enum.Enum):
-    """How a stream ended before its time."""
-
-    RESET = "reset by the peer"
-    FAILED = "reset by us for the peer's fault"
-    DROPPED = "reset by us"
-    LOST = "the tunnel was lost"
-
-
-class TunnelStream:
-    """One stream of a tunnel: an end for `net.relay`.
-
-    `status` and `headers` are those of the answer, at the client; at the server the status is 200 and the headers are the request's.
-    """
-
-    __slots__ = (
-        "_answer",
-        "_code",
-        "_ended",
-        "_kept",
-        "_local_ended",
-        "_over",
-        "_reader",
-        "_tunnel",
-        "headers",
-        "status",
-        "stream_id",
-    )
-
-    def __init__(self, tunnel: "_Tunnel", stream_id: int) -> None:
-        self._tunnel = tunnel
-        self.stream_id = stream_id
-        self.status = 0
-        self.headers: Fields = {}
-        self._reader: StreamReader | None = None
-        self._kept: bytearray | None = None  # what the reader did not take; at most the stream's window
-        self._ended = False  # the peer sends no more
-        self._local_ended = False
-        self._over: _Over | None = None
-        self._code = 0
-        self._answer: Once | None = None
-
-    @property
-    def tunnel(self) -> "_Tunnel":
-        """The tunnel it is a stream of."""
-        return self._tunnel
-
-    # -- net.relay.StreamEnd
-
-    def attach(self, reader: StreamReader) -> None:
-        """See `net.relay.StreamEnd`."""
-        self._reader = reader
-        if self._is_broken:
-            reader.was_reset(self._code)
-        else:
-            self.flush()
-
-    def flush(self) -> None:
-        """See `net.relay.StreamEnd`."""
-        reader = self._reader
-        if reader is None:
-            return
-        if self._kept is not None:
-            with memoryview(self._kept) as view:
-                taken = reader.take(view)
-            if taken:
-                self._tunnel.credit(self.stream_id, taken)
-            if self._kept is None:  # a failure while taking
-                return
-            if taken < len(self._kept):
-                del self._kept[:taken]
-                return
-            self._kept = None
-        if self._ended:
-            reader.ended()
-
-    def room(self) -> int:
-        """See `net.relay.StreamEnd`."""
-        tunnel = self._tunnel
-        if not tunnel.is_blocked:
-            room = tunnel.core.room(self.stream_id)
-            if room > 0:
-                return room
-        if self._over is None:
-            tunnel.waiting[self.stream_id] = self
-        return 0
-
-    def send(self, chunk: memoryview, length: int) -> None:
-        """See `net.relay.StreamEnd`."""
-        tunnel = self._tunnel
-        tunnel.core.put_data_header(chunk, self.stream_id, length)
-        tunnel.write(chunk[: HEADER_BYTES + length])
-
-    def end(self) -> str | None:
-        """See `net.relay.StreamEnd`."""
-        if self._over is None:
-            self._local_ended = True
-            self._tunnel.end(self.stream_id)
-            return None
-        if self._over is _Over.LOST:
-            lost = self._tunnel.lost_text
-            return None if lost is None else f"io error: {lost}"
-        if self._over is _Over.DROPPED or self._code == ErrorCode.NO_ERROR:
-            return None
-        if self._over is _Over.RESET and self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
-            return "io error: broken pipe"
-        return f"io error: protocol error: {reason_text(self._code)}"
-
-    @property
-    def is_gone(self) -> bool:
-        """See `net.relay.StreamEnd`."""
-        return self._over is not None
-
-    def failure(self) -> str | None:
-        """See `net.relay.StreamEnd`."""
-        if not self._is_broken or self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
-            return None
-        return f"protocol error: {reason_text(self._code)}"
-
-    def reset(self, code: int) -> None:
-        """Give the stream up with RST_STREAM; harmless when it is over."""
-        if self._over is None and not (self._ended and self._local_ended):
-            self._over, self._code = _Over.DROPPED, code
-            self._kept = None
-            self._tunnel.reset(self.stream_id, code)
-
-    def close(self) -> None:
-        """Leave the stream: RST_STREAM CANCEL unless it is over."""
-        self.reset(ErrorCode.CANCEL)
-        self._reader = None
-        self._kept = None
-
-    # -- the tunnel's side
-
-    @property
-    def _is_broken(self) -> bool:
-        return self._over is _Over.FAILED or (self._over is _Over.RESET and self._code != ErrorCode.NO_ERROR)
-
-    def deliver(self, data: memoryview) -> None:
-        """Payload from the peer."""
-        reader = self._reader
-        if self._kept is None:
-            taken = reader.take(data) if reader is not None else 0
-            if taken:
-                self._tunnel.core.credit(self.stream_id, taken)
-            if taken == len(data) or self._over is not None:
-                return
-            self._kept = bytearray(data[taken:])
-        else:
-            self._kept += data
-
-    def peer_ended(self) -> None:
-        """END_STREAM, or what looks like it."""
-        self._ended = True
-        if self._kept is None and self._reader is not None:
-            self._reader.ended()
-
-    def peer_reset(self, code: int, *, by_us: bool = False) -> None:
-        """RST_STREAM from the peer, or from us because of what it did."""
-        self._over, self._code = (_Over.FAILED if by_us else _Over.RESET), code
-        if self._is_broken:
-            self._kept = None
-            if self._reader is not None:
-                self._reader.was_reset(code)
-        else:
-            self._end_early()
-
-    def tunnel_lost(self) -> None:
-        """The tunnel is gone, and this stream with it."""
-        if self._over is None:
-            self._over = _Over.LOST
-            self._end_early()
-
-    def _end_early(self) -> None:
-        """No more of it, without an error: an end of data for the reader, and no room ever again."""
-        if not self._ended:
-            self.peer_ended()
-        if self._reader is not None:
-            self._reader.resume()
-
-    def resume(self) -> None:
-        """There may be room."""
-        if self._reader is not None:
-            self._reader.resume()
-
-    # -- the answer, at the client
-
-    def expect_answer(self, engine: Engine) -> Once:
-        """What the opening task waits for."""
-        self._answer = Once(engine)
-        return self._answer
-
-    def answered(self, status: int, headers: Fields) -> None:
-        """The answer's headers have come."""
-        self.status, self.headers = status, headers
-        self.wake_opener()
-
-    def wake_opener(self) -> None:
-        """There is an answer, or there will be none."""
-        if self._answer is not None:
-            answer, self._answer = self._answer, None
-            answer.set()
-
-    def no_answer_text(self) -> str:
-        """Why a stream that has no status never got one."""
-        if self._over is _Over.RESET:
-            return f"stream error received: {reason_text(self._code)}"
-        if self._over is _Over.FAILED:
-            return f"stream error detected: {reason_text(self._code)}"
-        return self._tunnel.failure_text
 
 
 class TunnelRequest:
@@ -329,7 +95,7 @@ class TunnelRequest:
         return self._stream
 
 
-class _Tunnel:
+class Tunnel:
     """What both roles share: the transport, its two pumps, the streams, and the end of it all."""
 
     def __init__(
@@ -338,8 +104,8 @@ class _Tunnel:
         self.engine = engine
         self.settings = settings
         header_list = settings.client_header_list_size if is_client else settings.server_header_list_size
-        self.core = hbone.HboneConnection(
-            hbone.HboneSettings(
+        self.core = HboneConnection(
+            HboneSettings(
                 is_client=is_client,
                 stream_window=settings.stream_window,
                 connection_window=settings.connection_window,
@@ -442,11 +208,10 @@ class _Tunnel:
 
     def _close_if_idle(self) -> None:
         """After a GOAWAY of either side the tunnel ends with its last stream."""
-        if self._state is _State.OPEN and not self._streams:
-            if self._peer_last is not None and not self.core.open_streams:
-                self._close()
-            elif self.core.is_drained:
-                self._close()
+        if self._state is not _State.OPEN or self._streams:
+            return
+        if (self._peer_last is not None and not self.core.open_streams) or self.core.is_drained:
+            self._close()
 
     # -- the streams' side
 
@@ -623,7 +388,7 @@ class _Tunnel:
                 self._handle(event, resumed)
         if self.core.has_outgoing:
             self._put(self.core.outgoing())
-        # Now, not before: the pumps resumed here fill buffers of their own, but may also end what we walk over.
+        # Now, not before: what is resumed may change what was walked over.
         for stream_id in resumed:
             if stream_id == 0:
                 self._resume_waiting()
@@ -680,7 +445,7 @@ class _Tunnel:
         """For the server."""
 
 
-class ClientTunnel(_Tunnel):
+class ClientTunnel(Tunnel):
     """The outbound side of a tunnel; `tls` is established and owned from here on."""
 
     def __init__(self, engine: Engine, tls: "ssl.SSLSocket | Transport", settings: TunnelSettings) -> None:
@@ -716,7 +481,8 @@ class ClientTunnel(_Tunnel):
     async def open(self, authority: HboneTarget, headers: Sequence[Field]) -> TunnelStream:
         """CONNECT, and wait for the answer's headers, whatever the status. The caller closes the stream.
 
-        Beyond the peer's limit of streams it waits for one to end. Bytes may be relayed only after status 200.
+        Beyond the peer's limit of streams it waits for one to end. Bytes may be relayed only after status
+        200.
 
         Raises:
             H2Failed: there will be no answer.
@@ -769,7 +535,7 @@ class ClientTunnel(_Tunnel):
             super()._close_if_idle()
 
     def _settings_received(self, max_streams: int | None) -> None:
-        self.peer_max_streams = hbone.LARGEST_STREAM_ID if max_streams is None else max_streams
+        self.peer_max_streams = LARGEST_STREAM_ID if max_streams is None else max_streams
         self._after_streams_changed()
 
     def _go_away_received(self, last: int, code: int) -> None:
@@ -788,7 +554,7 @@ class ClientTunnel(_Tunnel):
 Serve = Callable[[TunnelRequest], Awaitable[None]]
 
 
-class ServerTunnel(_Tunnel):
+class ServerTunnel(Tunnel):
     """The inbound side of a tunnel; `tls` is established and owned from here on."""
 
     def __init__(self, engine: Engine, tls: "ssl.SSLSocket | Transport", settings: TunnelSettings) -> None:
@@ -801,7 +567,7 @@ class ServerTunnel(_Tunnel):
     async def run(
         self, serve: Serve, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until the connection and the last request have ended; one task a request in a nursery of its own.
+        """Serve until the connection and the last request have ended; one task a request.
 
         Cancelling it closes at once. What `serve` raises ends the tunnel.
         """

@@ -1,6 +1,7 @@
 """The header fields of a CONNECT request and of its answer, checked as RFC 9113 8.1–8.5 asks.
 
-Apart from the frames (`wire.hbone`) because a malformed header list ends one stream, a malformed frame the connection.
+Apart from the frames (`wire.hbone`) because a malformed header list ends one stream, a malformed frame the
+connection.
 """
 
 import re

@@ -1,29 +1,28 @@
 """HBONE: HTTP/2 CONNECT tunnels over one connection, both roles, without I/O.
 
-h2 keeps the book of everything rare: preface, SETTINGS, HEADERS with their compression, RST_STREAM, PING. DATA, WINDOW_UPDATE
-and GOAWAY never reach it, because payload is handed up as views of the reader's buffer and h2 forgets all streams at
-the first GOAWAY. So the windows are ours in both directions, and with them every check h2 would have made on those frames.
+h2 keeps the book of everything rare: preface, SETTINGS, HEADERS with their compression, RST_STREAM, PING.
+DATA, WINDOW_UPDATE and GOAWAY never reach it, because payload is handed up as views of the reader's buffer
+and h2 forgets all streams at the first GOAWAY. So the windows are ours in both directions, and with them
+every check h2 would have made on those frames.
 
-*Receiving.* `receive` walks a buffer of any cut. A DATA payload is passed on piece by piece as it comes, never gathered;
-any other frame is gathered and then handed to h2 whole. What the peer did wrong to one stream is answered with
-RST_STREAM and told as `StreamFailed`; what it did wrong to the connection raises `PeerBrokeProtocol` with the code of RFC 9113 7,
-the GOAWAY already in `outgoing`.
+*Receiving.* `receive` walks a buffer of any cut. A DATA payload is passed on piece by piece as it comes,
+never gathered; any other frame is gathered and then handed to h2 whole. What the peer did wrong to one
+stream is answered with RST_STREAM and told as `StreamFailed`; what it did wrong to the connection raises
+`PeerBrokeProtocol` with the code of RFC 9113 7, the GOAWAY already in `outgoing`.
 
-*Credit.* Bytes handed up are owed to the peer until `credit` says that the application took them; WINDOW_UPDATEs are sent
-by the quarter window. What is handed up for a stream that ends is returned to the connection when the stream is forgotten.
+*Credit.* Bytes handed up are owed to the peer until `credit` says that the application took them;
+WINDOW_UPDATEs are sent by the quarter window. What is handed up for a stream that ends is returned to the
+connection when the stream is forgotten.
 
-*Sending.* `room` is how many payload bytes may go now, `put_data_header` charges them and writes the nine bytes before them.
-Everything else lies in `outgoing`, which must be written before later DATA.
+*Sending.* `room` is how many payload bytes may go now, `put_data_header` charges them and writes the nine
+bytes before them. Everything else lies in `outgoing`, which must be written before later DATA.
 """
 
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
-import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
@@ -32,11 +31,25 @@ import hpack
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable, WeBrokeProtocol
 from ztunnel_trio.wire.connect_fields import (
     Field,
-    Fields,
     check_trailers,
     list_size,
     read_answer,
     read_request,
+)
+from ztunnel_trio.wire.hbone_book import HEADER_BLOCK_FACTOR, PREFACE, HboneSettings, make_book
+from ztunnel_trio.wire.hbone_events import (
+    DataReceived,
+    ErrorCode,
+    Event,
+    GoAwayReceived,
+    PingAcked,
+    SettingsReceived,
+    StreamEnded,
+    StreamFailed,
+    StreamReset,
+    TunnelAnswered,
+    TunnelRequested,
+    WindowOpened,
 )
 
 HEADER_BYTES: Final = 9
@@ -44,7 +57,6 @@ LARGEST_WINDOW: Final = 2**31 - 1
 LARGEST_STREAM_ID: Final = 2**31 - 1
 DEFAULT_WINDOW: Final = 65_535  # RFC 9113 6.9.2
 DEFAULT_FRAME: Final = 16_384  # RFC 9113 6.5.2
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 _HEADER = struct.Struct(">HBBBI")
 _SETTING = struct.Struct(">HI")
@@ -53,29 +65,9 @@ _GOAWAY = struct.Struct(">II")
 
 _RECENT = 16  # closed streams whose late frames are still understood
 _CONTROL_FRAME_LIMIT = 16_384  # SETTINGS, PING and the like: nobody needs more
-_HEADER_BLOCK_FACTOR = 4  # an encoded block may be this much larger than the list we take
 _TABLE_BYTES = 4096  # what our encoder remembers, whatever the peer offers
 _NEVER_REPEATED = frozenset((b"traceparent", b"forwarded"))  # not worth a place in the table
 _DRAIN_PING = b"drain\0\0\0"
-
-
-class ErrorCode(IntEnum):
-    """RFC 9113 7."""
-
-    NO_ERROR = 0
-    PROTOCOL_ERROR = 1
-    INTERNAL_ERROR = 2
-    FLOW_CONTROL_ERROR = 3
-    SETTINGS_TIMEOUT = 4
-    STREAM_CLOSED = 5
-    FRAME_SIZE_ERROR = 6
-    REFUSED_STREAM = 7
-    CANCEL = 8
-    COMPRESSION_ERROR = 9
-    CONNECT_ERROR = 10
-    ENHANCE_YOUR_CALM = 11
-    INADEQUATE_SECURITY = 12
-    HTTP_1_1_REQUIRED = 13
 
 
 class _Kind(IntEnum):
@@ -103,119 +95,6 @@ _FIXED_LENGTH = {int(_Kind.PRIORITY): 5, _RST: 4, _PING: 8, _WINDOW: 4}  # RFC 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 1, 1, 4, 8
 
 
-# -- what the peer did
-
-
-@dataclass(slots=True)
-class DataReceived:
-    """Payload of a stream; the view is valid until the next `receive`. To be paid back with `credit`."""
-
-    stream_id: int
-    data: memoryview
-
-
-@dataclass(slots=True)
-class StreamEnded:
-    """The peer sends no more on this stream: END_STREAM or trailers."""
-
-    stream_id: int
-
-
-@dataclass(slots=True)
-class TunnelRequested:
-    """A request that is well formed; anything but CONNECT, or a CONNECT without authority, is to be answered 400."""
-
-    stream_id: int
-    method: str
-    authority: str | None
-    headers: Fields
-
-
-@dataclass(slots=True)
-class TunnelAnswered:
-    """The final answer to a request of ours."""
-
-    stream_id: int
-    status: int
-    headers: Fields
-
-
-@dataclass(slots=True)
-class StreamReset:
-    """The peer ended the stream with RST_STREAM; it is forgotten."""
-
-    stream_id: int
-    code: int
-
-
-@dataclass(slots=True)
-class StreamFailed:
-    """The peer broke the rules of one stream; it has been reset with `code` and is forgotten."""
-
-    stream_id: int
-    code: int
-
-
-@dataclass(slots=True)
-class WindowOpened:
-    """More may be sent: on one stream, or with stream_id 0 on any."""
-
-    stream_id: int
-
-
-@dataclass(slots=True)
-class SettingsReceived:
-    """The peer's limit of concurrent streams, None when it names none."""
-
-    max_streams: int | None
-
-
-@dataclass(slots=True)
-class PingAcked:
-    """An answer to `ping`."""
-
-    payload: bytes
-
-
-@dataclass(slots=True)
-class GoAwayReceived:
-    """The peer takes no stream above `last_stream_id`."""
-
-    last_stream_id: int
-    code: int
-
-
-Event = (
-    DataReceived
-    | StreamEnded
-    | TunnelRequested
-    | TunnelAnswered
-    | StreamReset
-    | StreamFailed
-    | WindowOpened
-    | SettingsReceived
-    | PingAcked
-    | GoAwayReceived
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HboneSettings:
-    """What one end announces. The defaults are those of the reference (ztunnel src/config.rs, src/proxy/h2)."""
-
-    is_client: bool
-    stream_window: int = 4_194_304
-    connection_window: int = (
-        16_777_216  # several streams' worth: one that does not read must not stop the others
-    )
-    frame_size: int = 1_048_576
-    header_list_size: int = 65_536
-    max_streams: int = 200
-    max_resets_before_service: int = 20  # h2 (Rust): DEFAULT_REMOTE_RESET_STREAM_MAX
-    max_stream_errors: int = 1024  # h2 (Rust): DEFAULT_LOCAL_RESET_COUNT_MAX
-    max_control_backlog: int = 65_536
-
-
 class _Stream:
     """The book of one stream that is not closed."""
 
@@ -241,40 +120,13 @@ class _Stream:
         self.remote_ended = False
 
 
-_Encodable = (  # what hpack.Encoder.encode takes
-    Iterable[
-        hpack.HeaderTuple | tuple[bytes | str, bytes | str] | tuple[bytes | str, bytes | str, bool | None]
-    ]
-    | dict[bytes | str, bytes | str]
-)
-
-
-class _PlainEncoder(hpack.Encoder):
-    """HPACK without Huffman: in Python it costs more than the bytes it saves on a link between proxies."""
-
-    def encode(self, headers: "_Encodable", huffman: bool = False) -> bytes:
-        return super().encode(headers, huffman)
-
-
-class _Book(h2.connection.H2Connection):
-    """h2 with the counting of streams taken over: ours does not walk all of them at every request."""
-
-    @property
-    def open_inbound_streams(self) -> int:
-        return 0
-
-    @property
-    def open_outbound_streams(self) -> int:
-        return 0
-
-
 class HboneConnection:
     """One HBONE connection, client or server. See the module's text."""
 
     def __init__(self, settings: HboneSettings) -> None:
         self._settings = settings
         self._is_client = settings.is_client
-        self._h2 = _make_book(settings)
+        self._h2 = make_book(settings)
         self._out = bytearray()
         self._streams: dict[int, _Stream] = {}
         self._recent: dict[int, bool] = {}  # id -> we reset it; the last few that were closed
@@ -440,7 +292,7 @@ class HboneConnection:
         _HEADER.pack_into(buffer, 0, length >> 8, length & 0xFF, _DATA, 0, stream_id)
 
     def credit(self, stream_id: int, taken: int) -> None:
-        """The application took so many bytes of a stream: return them to the peer, a quarter window at a time."""
+        """The application took so many bytes: return them to the peer, a quarter window at a time."""
         stream = self._streams.get(stream_id)
         if stream is None:  # returned when the stream was forgotten
             return
@@ -539,7 +391,7 @@ class HboneConnection:
         if fixed is not None and length != fixed:
             raise PeerBrokeProtocol("a frame of a length it cannot have", ErrorCode.FRAME_SIZE_ERROR)
         if kind in (_HEADERS, _CONTINUATION):
-            if self._block_bytes + length > _HEADER_BLOCK_FACTOR * self._settings.header_list_size:
+            if self._block_bytes + length > HEADER_BLOCK_FACTOR * self._settings.header_list_size:
                 raise PeerBrokeProtocol("a header block without end", ErrorCode.ENHANCE_YOUR_CALM)
         elif length > _CONTROL_FRAME_LIMIT:
             raise PeerBrokeProtocol("a control frame of absurd length", ErrorCode.ENHANCE_YOUR_CALM)
@@ -945,36 +797,3 @@ class HboneConnection:
         more = ours.connection_window - DEFAULT_WINDOW
         if more > 0:
             self._put(_WINDOW, 0, 0, _WORD.pack(more))
-
-
-def _make_book(settings: HboneSettings) -> _Book:
-    """An h2 connection past its own preface: ours names only the settings we want to name."""
-    book = _Book(
-        h2.config.H2Configuration(
-            client_side=settings.is_client,
-            header_encoding=None,
-            validate_inbound_headers=False,  # wire.connect_fields does, as a matter of the stream
-            normalize_inbound_headers=False,
-            validate_outbound_headers=False,
-            normalize_outbound_headers=False,
-        )
-    )
-    codes = h2.settings.SettingCodes
-    book.local_settings = h2.settings.Settings(
-        client=settings.is_client,
-        initial_values={
-            codes.ENABLE_PUSH: 0,
-            codes.MAX_CONCURRENT_STREAMS: 2**31 - 1,
-            codes.INITIAL_WINDOW_SIZE: settings.stream_window,
-            codes.MAX_FRAME_SIZE: settings.frame_size,
-            codes.MAX_HEADER_LIST_SIZE: _HEADER_BLOCK_FACTOR * settings.header_list_size,
-        },
-    )
-    book.max_inbound_frame_size = settings.frame_size
-    book.decoder.max_header_list_size = _HEADER_BLOCK_FACTOR * settings.header_list_size
-    book.encoder = _PlainEncoder()
-    book.initiate_connection()
-    book.clear_outbound_data_buffer()
-    if not settings.is_client:
-        book.receive_data(PREFACE)
-    return book

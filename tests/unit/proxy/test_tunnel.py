@@ -1,0 +1,327 @@
+import hashlib
+import random
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from tests.fakes.tunnels import App, TwoHops, two_hops
+from tests.fakes.trio_test import trio_test
+from ztunnel_trio.model.address import HostPort
+from ztunnel_trio.proxy.tunnel import TunnelRequest, TunnelSettings
+from ztunnel_trio.proxy.tunnel_stream import H2Failed, reason_text
+
+drivers = pytest.mark.parametrize("use_instrument", [True, False])
+MIB = 1 << 20
+
+
+@drivers
+@trio_test
+async def test_bytes_go_both_ways_and_are_counted(use_instrument: bool) -> None:
+    async with two_hops(use_instrument=use_instrument) as hops:
+        source, destination = await hops.connection()
+        await source.send(b"question")
+        assert await destination.receive_exactly(8) == b"question"
+        await destination.send(b"answer!")
+        assert await source.receive_exactly(7) == b"answer!"
+
+        assert (hops.traffic["out one:80"].to_destination, hops.traffic["out one:80"].to_source) == (8, 7)
+        assert (hops.traffic["in one:80"].to_destination, hops.traffic["in one:80"].to_source) == (8, 7)
+        source.end()
+        assert await destination.receive() == b""
+        destination.end()
+        assert await source.receive() == b""
+        assert await hops.result("out one:80") is None
+        assert await hops.result("in one:80") is None
+
+
+@drivers
+@trio_test
+async def test_64_mib_each_way_arrive_unharmed(use_instrument: bool) -> None:
+    chunk = random.Random(7).randbytes(MIB)
+
+    async def send(app: App, digest: "hashlib._Hash") -> None:
+        for number in range(64):
+            piece = chunk[number:] + chunk[:number]
+            digest.update(piece)
+            await app.send(piece)
+        app.end()
+
+    async def receive(app: App, digest: "hashlib._Hash") -> None:
+        while piece := await app.receive(1 << 18):
+            digest.update(piece)
+
+    async with two_hops(use_instrument=use_instrument) as hops:
+        source, destination = await hops.connection()
+        digests = [hashlib.blake2b() for _ in range(4)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, source, digests[0])
+            nursery.start_soon(receive, destination, digests[1])
+            nursery.start_soon(send, destination, digests[2])
+            nursery.start_soon(receive, source, digests[3])
+
+        assert digests[0].digest() == digests[1].digest()
+        assert digests[2].digest() == digests[3].digest()
+        assert await hops.result("out one:80") is None
+        assert hops.traffic["out one:80"].to_destination == 64 * MIB
+        assert hops.traffic["in one:80"].to_source == 64 * MIB
+
+
+@trio_test
+async def test_the_destination_may_close_its_half_first() -> None:
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        await destination.send(b"bye")
+        destination.end()
+        assert await source.receive_all() == b"bye"
+
+        await source.send(b"still here")
+        assert await destination.receive_exactly(10) == b"still here"
+        source.end()
+        assert await destination.receive() == b""
+        assert await hops.result("out one:80") is None
+        assert await hops.result("in one:80") is None
+
+
+@trio_test
+async def test_a_reset_of_the_source_reaches_the_destination() -> None:
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        await source.send(b"x")
+        await destination.receive_exactly(1)
+        source.reset()
+
+        with pytest.raises(ConnectionResetError):
+            await destination.receive()
+        assert await hops.result("out one:80") is None
+        text = await hops.result("in one:80")
+        assert text is not None
+        assert text.startswith("send: io error: protocol error: connection established in response")
+
+
+@trio_test
+async def test_a_reset_of_the_destination_reaches_the_source() -> None:
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        await destination.send(b"x")
+        await source.receive_exactly(1)
+        destination.reset()
+
+        with pytest.raises(ConnectionResetError):
+            await source.receive()
+        assert await hops.result("in one:80") is None
+        text = await hops.result("out one:80")
+        assert text is not None
+        assert text.startswith("while closing connection: send: io error: protocol error: connection establ")
+
+
+@trio_test
+async def test_a_reset_after_the_end_of_data_is_passed_on_too() -> None:
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        source.end()
+        assert await destination.receive() == b""
+        source.reset()
+
+        with pytest.raises(ConnectionResetError):
+            await destination.receive()
+
+
+@trio_test
+async def test_a_reader_that_sleeps_stops_nobody_else() -> None:
+    async with two_hops(TunnelSettings(stream_window=MIB, connection_window=8 * MIB)) as hops:
+        slow_source, slow_destination = await hops.connection("slow")
+        quick_source, quick_destination = await hops.connection("quick")
+        sent = 0
+        with trio.move_on_after(0.3):
+            while True:
+                await slow_source.send(bytes(65_536))
+                sent += 65_536
+        for _ in range(20):
+            await quick_source.send(bytes(MIB // 2))
+            assert len(await quick_destination.receive_exactly(MIB // 2)) == MIB // 2
+
+        assert sent >= MIB
+        slow_source.end()
+        got = await slow_destination.receive_all()
+        assert len(got) == hops.traffic["out slow:80"].to_destination
+
+
+@drivers
+@trio_test
+async def test_100_streams_share_one_tunnel(use_instrument: bool) -> None:
+    async def one(hops: TwoHops, number: int) -> None:
+        source, destination = await hops.connection(f"n{number}")
+        data = bytes([number]) * (1000 * number + 1)
+        await source.send(data)
+        assert await destination.receive_exactly(len(data)) == data
+        await destination.send(data)
+        destination.end()
+        assert await source.receive_all() == data
+        source.close()
+        destination.close()
+
+    async with two_hops(use_instrument=use_instrument) as hops:
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(one, hops, number)
+        with trio.fail_after(5):
+            while hops.client.active_streams or hops.server.active_streams:
+                await trio.sleep(0.001)  # noqa: ASYNC110
+
+
+@trio_test
+async def test_data_sent_before_the_answer_is_kept() -> None:
+    answer_now = trio.Event()
+
+    async def serve(request: TunnelRequest) -> None:
+        await answer_now.wait()
+        await hops.serve(request)
+
+    async with two_hops(serve=serve) as hops:
+        source, destination = await hops.connection()
+        await source.send(b"early")
+        source.end()
+        await trio.sleep(0.01)
+        answer_now.set()
+        assert await destination.receive_all() == b"early"
+
+
+@trio_test
+async def test_a_refusal_is_an_answer_with_a_status() -> None:
+    async with two_hops() as hops:
+        stream = await hops.client.open(HostPort("nobody", 80), [])
+
+        assert stream.status == 503
+        stream.close()
+        with trio.fail_after(5):
+            while hops.client.active_streams or hops.server.active_streams:
+                await trio.sleep(0.001)  # noqa: ASYNC110
+
+
+@trio_test
+async def test_the_answers_headers_are_handed_up() -> None:
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        await source.send(b"x")
+        await destination.receive_exactly(1)
+
+        assert hops.client.active_streams == 1
+        assert hops.client.peer_max_streams == 200
+
+
+@trio_test
+async def test_a_server_that_drops_a_request_resets_it() -> None:
+    async def serve(request: TunnelRequest) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with two_hops(serve=serve) as hops:
+        with pytest.raises(H2Failed, match="^stream error received: stream no longer needed$"):
+            await hops.client.open(HostPort("nobody", 80), [])
+
+
+@trio_test
+async def test_opens_beyond_the_peers_limit_wait_for_a_free_stream() -> None:
+    let_go = trio.Event()
+
+    async def serve(request: TunnelRequest) -> None:
+        request.accept([])
+        await let_go.wait()
+
+    async with two_hops(TunnelSettings(max_streams=2, assumed_peer_streams=2), serve=serve) as hops:
+        first = await hops.client.open(HostPort("a", 1), [])
+        await hops.client.open(HostPort("b", 1), [])
+        opened = trio.Event()
+
+        async def third() -> None:
+            await hops.client.open(HostPort("c", 1), [])
+            opened.set()
+
+        hops.nursery.start_soon(third)
+        await trio.sleep(0.01)
+        assert not opened.is_set()
+        first.close()
+        with trio.fail_after(5):
+            await opened.wait()
+
+
+@trio_test
+async def test_draining_lets_streams_finish_and_takes_no_more() -> None:
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        await source.send(b"x")
+        await destination.receive_exactly(1)
+        hops.server.drain()
+        with trio.fail_after(5):
+            while hops.client.is_usable:
+                await trio.sleep(0.001)  # noqa: ASYNC110
+
+        await source.send(b"still")
+        assert await destination.receive_exactly(5) == b"still"
+        with pytest.raises(H2Failed, match="^connection error received: not a result of an error$"):
+            await hops.client.open(HostPort("late", 80), [])
+        source.end()
+        destination.end()
+        assert await hops.result("out one:80") is None
+        with trio.fail_after(5):
+            await hops.client.ended.wait()
+            await hops.server.ended.wait()
+
+
+@trio_test
+async def test_a_released_tunnel_closes_after_its_last_stream() -> None:
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        await source.send(b"x")
+        await destination.receive_exactly(1)
+        hops.client.release_when_idle()
+        await trio.sleep(0.01)
+        assert not hops.client.ended.is_set()
+        assert not hops.client.is_usable
+
+        source.end()
+        destination.end()
+        with trio.fail_after(5):
+            await hops.client.ended.wait()
+            await hops.server.ended.wait()
+        assert await hops.result("in one:80") is None
+
+
+@pytest.mark.parametrize(
+    "end", [lambda hops: hops.client.abort("revoked"), lambda hops: hops.server.abort("revoked")]
+)
+@trio_test
+async def test_an_aborted_tunnel_looks_like_an_end_to_applications(end: Callable[[TwoHops], None]) -> None:
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        await source.send(b"x")
+        await destination.receive_exactly(1)
+        end(hops)
+
+        assert await source.receive() == b""
+        assert await destination.receive() == b""
+        source.close()
+        destination.close()
+        await hops.result("out one:80")
+        await hops.result("in one:80")
+
+
+@trio_test
+async def test_a_cancelled_open_resets_its_stream() -> None:
+    async def serve(request: TunnelRequest) -> None:
+        await trio.sleep_forever()
+
+    async with two_hops(serve=serve) as hops:
+        with trio.move_on_after(0.02):
+            await hops.client.open(HostPort("never", 80), [])
+
+        assert hops.client.active_streams == 0
+        with trio.fail_after(5):
+            while hops.server.active_streams:
+                await trio.sleep(0.001)  # noqa: ASYNC110
+
+
+def test_error_codes_read_as_in_the_reference() -> None:
+    assert reason_text(7) == "refused stream before processing any application logic"
+    assert reason_text(0) == "not a result of an error"
+    assert reason_text(99) == "unknown reason"

@@ -1,0 +1,50 @@
+"""How the end of a relayed connection is told: to the other side by a reset, to the log in known words."""
+
+import errno
+import os
+import socket
+import struct
+from contextlib import suppress
+from typing import Final
+
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+# ztunnel src/copy.rs: ignore_io_errors
+SWALLOWED: Final = frozenset((errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
+
+
+def os_error_text(error: OSError) -> str:
+    """An OSError as the reference prints it: `Connection reset by peer (os error 104)`."""
+    if error.errno is None:
+        return str(error)
+    return f"{os.strerror(error.errno)} (os error {error.errno})"
+
+
+def reset_socket(sock: socket.socket) -> None:
+    """Close with a TCP reset."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    sock.close()
+
+
+def in_direction(direction: str, text: str) -> str:
+    """Put the direction where the reference puts it: `while closing connection: send: …`, `receive: …`."""
+    closing = "while closing connection: "
+    if text.startswith(closing):
+        return f"{closing}{direction}: {text.removeprefix(closing)}"
+    return f"{direction}: {text}"
+
+
+def pending_error(sock: socket.socket) -> OSError | None:
+    """The failure the kernel keeps for a socket nobody reads from or writes to."""
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return OSError(code, os.strerror(code)) if code else None
+
+
+def shutdown_writing(sock: socket.socket) -> str | None:
+    """Send FIN; returns what the log calls a failure, where it is one."""
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            return f"while closing connection: io error: {os_error_text(error)}"
+    return None

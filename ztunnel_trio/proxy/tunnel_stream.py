@@ -1,0 +1,255 @@
+"""One CONNECT in a tunnel, an end for `net.relay`: what it keeps, how it ends, what the log says of it."""
+
+import enum
+from typing import TYPE_CHECKING
+
+from ztunnel_trio.errors import ZtunnelError
+from ztunnel_trio.net.engine import Engine, Once
+from ztunnel_trio.net.relay import StreamReader
+from ztunnel_trio.wire.connect_fields import Fields
+from ztunnel_trio.wire.hbone import HEADER_BYTES
+from ztunnel_trio.wire.hbone_events import ErrorCode
+
+if TYPE_CHECKING:
+    from ztunnel_trio.proxy.tunnel import Tunnel
+
+_REASONS = {  # h2 (Rust) src/frame/reason.rs: Reason::description
+    ErrorCode.NO_ERROR: "not a result of an error",
+    ErrorCode.PROTOCOL_ERROR: "unspecific protocol error detected",
+    ErrorCode.INTERNAL_ERROR: "unexpected internal error encountered",
+    ErrorCode.FLOW_CONTROL_ERROR: "flow-control protocol violated",
+    ErrorCode.SETTINGS_TIMEOUT: "settings ACK not received in timely manner",
+    ErrorCode.STREAM_CLOSED: "received frame when stream half-closed",
+    ErrorCode.FRAME_SIZE_ERROR: "frame with invalid size",
+    ErrorCode.REFUSED_STREAM: "refused stream before processing any application logic",
+    ErrorCode.CANCEL: "stream no longer needed",
+    ErrorCode.COMPRESSION_ERROR: "unable to maintain the header compression context",
+    ErrorCode.CONNECT_ERROR: (
+        "connection established in response to a CONNECT request was reset or abnormally closed"
+    ),
+    ErrorCode.ENHANCE_YOUR_CALM: "detected excessive load generating behavior",
+    ErrorCode.INADEQUATE_SECURITY: "security properties do not meet minimum requirements",
+    ErrorCode.HTTP_1_1_REQUIRED: "endpoint requires HTTP/1.1",
+}
+
+
+def reason_text(code: int) -> str:
+    """An error code of RFC 9113 7 in the words operators know from the reference."""
+    return _REASONS.get(ErrorCode(code), "unknown reason") if code in _REASONS else "unknown reason"
+
+
+class H2Failed(ZtunnelError):
+    """A request got no answer; the text is what the log puts behind `h2 failed: `."""
+
+
+class _Over(enum.Enum):
+    """How a stream ended before its time."""
+
+    RESET = "reset by the peer"
+    FAILED = "reset by us for the peer's fault"
+    DROPPED = "reset by us"
+    LOST = "the tunnel was lost"
+
+
+class TunnelStream:
+    """One stream of a tunnel: an end for `net.relay`.
+
+    `status` and `headers` are those of the answer, at the client; at the server the status is 200 and the
+    headers are the request's.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_code",
+        "_ended",
+        "_kept",
+        "_local_ended",
+        "_over",
+        "_reader",
+        "_tunnel",
+        "headers",
+        "status",
+        "stream_id",
+    )
+
+    def __init__(self, tunnel: "Tunnel", stream_id: int) -> None:
+        self._tunnel = tunnel
+        self.stream_id = stream_id
+        self.status = 0
+        self.headers: Fields = {}
+        self._reader: StreamReader | None = None
+        self._kept: bytearray | None = None  # what the reader did not take; at most the stream's window
+        self._ended = False  # the peer sends no more
+        self._local_ended = False
+        self._over: _Over | None = None
+        self._code = 0
+        self._answer: Once | None = None
+
+    @property
+    def tunnel(self) -> "Tunnel":
+        """The tunnel it is a stream of."""
+        return self._tunnel
+
+    # -- net.relay.StreamEnd
+
+    def attach(self, reader: StreamReader) -> None:
+        """See `net.relay.StreamEnd`."""
+        self._reader = reader
+        if self._is_broken:
+            reader.was_reset(self._code)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """See `net.relay.StreamEnd`."""
+        reader = self._reader
+        if reader is None:
+            return
+        if self._kept is not None:
+            with memoryview(self._kept) as view:
+                taken = reader.take(view)
+            if taken:
+                self._tunnel.credit(self.stream_id, taken)
+            if self._kept is None:  # a failure while taking
+                return
+            if taken < len(self._kept):
+                del self._kept[:taken]
+                return
+            self._kept = None
+        if self._ended:
+            reader.ended()
+
+    def room(self) -> int:
+        """See `net.relay.StreamEnd`."""
+        tunnel = self._tunnel
+        if not tunnel.is_blocked:
+            room = tunnel.core.room(self.stream_id)
+            if room > 0:
+                return room
+        if self._over is None:
+            tunnel.waiting[self.stream_id] = self
+        return 0
+
+    def send(self, chunk: memoryview, length: int) -> None:
+        """See `net.relay.StreamEnd`."""
+        tunnel = self._tunnel
+        tunnel.core.put_data_header(chunk, self.stream_id, length)
+        tunnel.write(chunk[: HEADER_BYTES + length])
+
+    def end(self) -> str | None:
+        """See `net.relay.StreamEnd`."""
+        if self._over is None:
+            self._local_ended = True
+            self._tunnel.end(self.stream_id)
+            return None
+        if self._over is _Over.LOST:
+            lost = self._tunnel.lost_text
+            return None if lost is None else f"io error: {lost}"
+        if self._over is _Over.DROPPED or self._code == ErrorCode.NO_ERROR:
+            return None
+        if self._over is _Over.RESET and self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
+            return "io error: broken pipe"
+        return f"io error: protocol error: {reason_text(self._code)}"
+
+    @property
+    def is_gone(self) -> bool:
+        """See `net.relay.StreamEnd`."""
+        return self._over is not None
+
+    def failure(self) -> str | None:
+        """See `net.relay.StreamEnd`."""
+        if not self._is_broken or self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
+            return None
+        return f"protocol error: {reason_text(self._code)}"
+
+    def reset(self, code: int) -> None:
+        """Give the stream up with RST_STREAM; harmless when it is over."""
+        if self._over is None and not (self._ended and self._local_ended):
+            self._over, self._code = _Over.DROPPED, code
+            self._kept = None
+            self._tunnel.reset(self.stream_id, code)
+
+    def close(self) -> None:
+        """Leave the stream: RST_STREAM CANCEL unless it is over."""
+        self.reset(ErrorCode.CANCEL)
+        self._reader = None
+        self._kept = None
+
+    # -- the tunnel's side
+
+    @property
+    def _is_broken(self) -> bool:
+        return self._over is _Over.FAILED or (self._over is _Over.RESET and self._code != ErrorCode.NO_ERROR)
+
+    def deliver(self, data: memoryview) -> None:
+        """Payload from the peer."""
+        reader = self._reader
+        if self._kept is None:
+            taken = reader.take(data) if reader is not None else 0
+            if taken:
+                self._tunnel.core.credit(self.stream_id, taken)
+            if taken == len(data) or self._over is not None:
+                return
+            self._kept = bytearray(data[taken:])
+        else:
+            self._kept += data
+
+    def peer_ended(self) -> None:
+        """END_STREAM, or what looks like it."""
+        self._ended = True
+        if self._kept is None and self._reader is not None:
+            self._reader.ended()
+
+    def peer_reset(self, code: int, *, by_us: bool = False) -> None:
+        """RST_STREAM from the peer, or from us because of what it did."""
+        self._over, self._code = (_Over.FAILED if by_us else _Over.RESET), code
+        if self._is_broken:
+            self._kept = None
+            if self._reader is not None:
+                self._reader.was_reset(code)
+        else:
+            self._end_early()
+
+    def tunnel_lost(self) -> None:
+        """The tunnel is gone, and this stream with it."""
+        if self._over is None:
+            self._over = _Over.LOST
+            self._end_early()
+
+    def _end_early(self) -> None:
+        """No more of it, without an error: an end of data for the reader, and no room ever again."""
+        if not self._ended:
+            self.peer_ended()
+        if self._reader is not None:
+            self._reader.resume()
+
+    def resume(self) -> None:
+        """There may be room."""
+        if self._reader is not None:
+            self._reader.resume()
+
+    # -- the answer, at the client
+
+    def expect_answer(self, engine: Engine) -> Once:
+        """What the opening task waits for."""
+        self._answer = Once(engine)
+        return self._answer
+
+    def answered(self, status: int, headers: Fields) -> None:
+        """The answer's headers have come."""
+        self.status, self.headers = status, headers
+        self.wake_opener()
+
+    def wake_opener(self) -> None:
+        """There is an answer, or there will be none."""
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            answer.set()
+
+    def no_answer_text(self) -> str:
+        """Why a stream that has no status never got one."""
+        if self._over is _Over.RESET:
+            return f"stream error received: {reason_text(self._code)}"
+        if self._over is _Over.FAILED:
+            return f"stream error detected: {reason_text(self._code)}"
+        return self._tunnel.failure_text

@@ -1,0 +1,90 @@
+"""h2 as the book of an HBONE connection: what it is told to check, to remember and to leave alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import h2.config
+import h2.connection
+import h2.settings
+import hpack
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEADER_BLOCK_FACTOR: Final = 4  # an encoded header block may be this much larger than the list we take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HboneSettings:
+    """What one end announces; defaults of the reference (ztunnel src/config.rs, src/proxy/h2)."""
+
+    is_client: bool
+    stream_window: int = 4_194_304
+    connection_window: int = (
+        16_777_216  # several streams' worth: one that does not read must not stop the others
+    )
+    frame_size: int = 1_048_576
+    header_list_size: int = 65_536
+    max_streams: int = 200
+    max_resets_before_service: int = 20  # h2 (Rust): DEFAULT_REMOTE_RESET_STREAM_MAX
+    max_stream_errors: int = 1024  # h2 (Rust): DEFAULT_LOCAL_RESET_COUNT_MAX
+    max_control_backlog: int = 65_536
+
+
+_Encodable = (  # what hpack.Encoder.encode takes
+    Iterable[
+        hpack.HeaderTuple | tuple[bytes | str, bytes | str] | tuple[bytes | str, bytes | str, bool | None]
+    ]
+    | dict[bytes | str, bytes | str]
+)
+
+
+class PlainEncoder(hpack.Encoder):
+    """HPACK without Huffman: in Python it costs more than the bytes it saves on a link between proxies."""
+
+    def encode(self, headers: "_Encodable", huffman: bool = False) -> bytes:
+        return super().encode(headers, huffman)
+
+
+class Book(h2.connection.H2Connection):
+    """h2 with the counting of streams taken over: ours does not walk all of them at every request."""
+
+    @property
+    def open_inbound_streams(self) -> int:
+        return 0
+
+    @property
+    def open_outbound_streams(self) -> int:
+        return 0
+
+
+def make_book(settings: HboneSettings) -> Book:
+    """An h2 connection past its own preface: ours names only the settings we want to name."""
+    book = Book(
+        h2.config.H2Configuration(
+            client_side=settings.is_client,
+            header_encoding=None,
+            validate_inbound_headers=False,  # wire.connect_fields does, as a matter of the stream
+            normalize_inbound_headers=False,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
+    )
+    codes = h2.settings.SettingCodes
+    book.local_settings = h2.settings.Settings(
+        client=settings.is_client,
+        initial_values={
+            codes.ENABLE_PUSH: 0,
+            codes.MAX_CONCURRENT_STREAMS: 2**31 - 1,
+            codes.INITIAL_WINDOW_SIZE: settings.stream_window,
+            codes.MAX_FRAME_SIZE: settings.frame_size,
+            codes.MAX_HEADER_LIST_SIZE: HEADER_BLOCK_FACTOR * settings.header_list_size,
+        },
+    )
+    book.max_inbound_frame_size = settings.frame_size
+    book.decoder.max_header_list_size = HEADER_BLOCK_FACTOR * settings.header_list_size
+    book.encoder = PlainEncoder()
+    book.initiate_connection()
+    book.clear_outbound_data_buffer()
+    if not settings.is_client:
+        book.receive_data(PREFACE)
+    return book
