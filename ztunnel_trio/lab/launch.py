@@ -27,8 +27,8 @@ def launch(parent: int, netns: str, resolv: str, command: Sequence[str]) -> None
     fd = int(netns) if netns.isdigit() else os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     enter(fd)
     os.close(fd)
-    privilege.private_mounts()
     if resolv != "-":
+        privilege.private_mounts()
         privilege.bind_file(resolv, os.path.realpath(RESOLV_CONF))
     os.execvp(command[0], list(command))
 

@@ -122,7 +122,7 @@ class Pod:
     policies: list[str] = field(default_factory=list)
     change: Callable[[Workload], None] | None = None  # the last word about its workload
     running: list[apps.App] = field(default_factory=list)
-    _serving: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _serving: list[trio.CancelScope] = field(default_factory=list)
 
     @property
     def ip(self) -> IPv4Address:
@@ -165,7 +165,8 @@ class Pod:
         """
 
         async def run(*, task_status: trio.TaskStatus[apps.App]) -> None:
-            with self._serving:
+            with trio.CancelScope() as scope:
+                self._serving.append(scope)
                 await apps.run_app(self.host, port, handler, task_status=task_status)
 
         app: apps.App = await self.lab.nursery.start(run)
@@ -182,8 +183,9 @@ class Pod:
 
     def stop_apps(self) -> None:
         """End its applications, as the end of their processes."""
-        self._serving.cancel(reason="the pod's applications end")
-        self._serving = trio.CancelScope()
+        for scope in self._serving:
+            scope.cancel(reason="the pod's applications end")
+        self._serving.clear()
         self.running.clear()
 
     def listening(self) -> list[int]:

@@ -94,21 +94,20 @@ class ProxyLog:
         """The complete lines since a mark."""
         return [line for raw in self.raw(mark) if (line := parse_line(raw)) is not None]
 
-    def access(self, mark: int = 0, **wanted: str) -> list[LogLine]:
-        """The access lines of connections that ended or were refused since a mark.
-
-        `wanted` names fields and their texts, a dot written as two underscores: `src__workload="sleep"`.
-        """
-        fields = {name.replace("__", "."): text for name, text in wanted.items()}
+    def access(self, mark: int = 0, wanted: Mapping[str, str] | None = None) -> list[LogLine]:
+        """The access lines of connections that ended or were refused since a mark, those whose fields have
+        these texts: `{"src.workload": "sleep"}`."""
         return [
             line
             for line in self.lines(mark)
-            if line.scope == "access" and line.message != "connection opened" and line.has(fields)
+            if line.scope == "access" and line.message != "connection opened" and line.has(wanted or {})
         ]
 
-    async def wait_access(self, mark: int = 0, count: int = 1, **wanted: str) -> list[LogLine]:
+    async def wait_access(
+        self, mark: int = 0, wanted: Mapping[str, str] | None = None, *, count: int = 1
+    ) -> list[LogLine]:
         """As `access`, waiting until there are so many; the caller sets the deadline."""
-        while len(found := self.access(mark, **wanted)) < count:  # noqa: ASYNC110  a file cannot tell
+        while len(found := self.access(mark, wanted)) < count:  # noqa: ASYNC110  a file cannot tell
             await trio.sleep(_POLL_SECONDS)
         return found
 

@@ -1,0 +1,211 @@
+"""The commands people type: `demo` and `lab`. The proxy process never imports this module."""
+
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import click
+import h11
+import trio
+
+from ztunnel_trio.lab import demo as demonstration
+from ztunnel_trio.lab import http, launch, privilege
+from ztunnel_trio.lab.mesh import FoundLab, Lab, ProxyRefused, find_labs
+from ztunnel_trio.lab.netlink import KernelLacks
+from ztunnel_trio.lab.proxy_process import ProxyFailed
+from ztunnel_trio.lab.report import Teller, teller
+
+T = TypeVar("T")
+
+_CLONE_NEWUSER: Final = 0x10000000
+_CALL_SECONDS: Final = 10.0
+_CANNOT: Final = 2  # the machine or the user cannot run it at all
+_SIGNAL_EXIT: Final = 128  # shells: 128 + the signal's number
+
+
+class Interrupted(Exception):
+    """A signal ended the work."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line without the program's name; returns the exit code."""
+    try:
+        commands.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return _SIGNAL_EXIT + signal.SIGINT
+    return 0
+
+
+@click.group(name="ztunnel-trio")
+def commands() -> None:
+    """A zero-trust tunnel for Istio's ambient mesh: try it on this machine."""
+
+
+@commands.command()
+@click.option("--keep", is_flag=True, help="Leave the mesh up until Ctrl-C, with the lines to type next.")
+def demo(keep: bool) -> None:
+    """Build a small mesh here, run calls through it, show what happened.
+
+    Exits 0 only if everything was as promised.
+    """
+    tell = teller(sys.stdout)
+    try:
+        if line := privilege.become_able():
+            tell.note(line)
+    except privilege.MissingPrivilege as error:
+        tell.problem(str(error))
+        sys.exit(_CANNOT)
+    sys.exit(_demonstrate(tell, keep=keep))
+
+
+def _demonstrate(tell: Teller, *, keep: bool) -> int:
+    code = 1
+    try:
+        kept = trio.run(until_signal, lambda: demonstration.run(tell, keep=_stay_up(tell) if keep else None))
+        code = 0 if kept else 1
+    except* Interrupted as interrupted:
+        for error in leaves(interrupted):
+            tell.problem(f"{error}: taken down")
+            code = _SIGNAL_EXIT + error.number if isinstance(error, Interrupted) else 1
+    except* (KernelLacks, ProxyFailed, ProxyRefused, trio.TooSlowError) as failed:
+        for one in leaves(failed):
+            tell.problem(str(one) or "something took too long")
+    return code
+
+
+@commands.group()
+def lab() -> None:
+    """Look into the mesh that `demo --keep` left up."""
+
+
+@lab.command(name="list")
+def list_hosts() -> None:
+    """The nodes, pods and services of the mesh that is up, and their addresses."""
+    found = _newest()
+    click.echo(f"lab of process {found.pid}, files in {found.directory}")
+    for name, address in found.addresses.items():
+        click.echo(f"  {name:<24} {address}")
+
+
+@lab.command(name="exec", context_settings={"ignore_unknown_options": True})
+@click.argument("host")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(host: str, command: tuple[str, ...]) -> None:
+    """Run a program in a pod's or node's network."""
+    path = _enter(host)
+    try:
+        launch.launch(0, path, "-", command)
+    except OSError as error:
+        raise click.ClickException(f"cannot run {command[0]} in {host}: {error}") from error
+
+
+@lab.command()
+@click.argument("host")
+@click.argument("target")
+@click.argument("path", default="/")
+def call(host: str, target: str, path: str) -> None:
+    """GET http://TARGET/PATH as a program in HOST would. TARGET is ip:port, or a service's name."""
+    found = _newest()
+    address = found.addresses.get(target, target)
+    namespace = _enter(host)
+    try:
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        launch.enter(fd)
+        response = trio.run(_fetch, address, path)
+    except trio.TooSlowError as error:
+        raise click.ClickException("no answer in time") from error
+    except (OSError, h11.RemoteProtocolError, trio.BrokenResourceError, ValueError) as error:
+        raise click.ClickException(f"no answer: {error}") from error
+    click.echo(f"HTTP {response.status}")
+    click.echo(response.text)
+    if response.status >= 400:
+        sys.exit(1)
+
+
+async def until_signal(work: Callable[[], Awaitable[T]]) -> T:
+    """Run to the end, or cancel on SIGINT or SIGTERM so that everything is taken down.
+
+    Raises:
+        Interrupted: in a group, after the taking down.
+    """
+    results: list[T] = []
+    received: list[int] = []
+    async with trio.open_nursery() as nursery:
+
+        async def watch(*, task_status: trio.TaskStatus[None]) -> None:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                task_status.started()
+                async for number in signals:
+                    received.append(number)
+                    nursery.cancel_scope.cancel(reason=signal.Signals(number).name)
+                    return
+
+        await nursery.start(watch)
+        results.append(await work())
+        nursery.cancel_scope.cancel(reason="the work is done")
+    if not results:
+        raise ExceptionGroup("interrupted", [Interrupted(received[0])])
+    return results[0]
+
+
+def _stay_up(tell: Teller) -> Callable[[Lab], Awaitable[None]]:
+    async def wait(lab: Lab) -> None:
+        for line in demonstration.next_lines(lab):
+            tell.note(line)
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for _ in signals:
+                tell.note("taking it down")
+                return
+
+    return wait
+
+
+async def _fetch(address: str, path: str) -> http.Response:
+    host, _, port = address.rpartition(":")
+    with trio.fail_after(_CALL_SECONDS):
+        stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
+        async with stream:
+            return await http.fetch(stream, path, host=address)
+
+
+def _newest() -> FoundLab:
+    found = find_labs()
+    if not found:
+        raise click.ClickException("no mesh is up: run `ztunnel-trio demo --keep` in another terminal")
+    return found[-1]
+
+
+def _enter(host: str) -> str:
+    """The path of a host's namespace, after joining the user namespace of its lab if that is another."""
+    found = _newest()
+    if host not in found.namespaces:
+        raise click.ClickException(f"no host {host}; there are {', '.join(found.namespaces)}")
+    theirs = f"/proc/{found.pid}/ns/user"
+    try:
+        if os.readlink(theirs) != os.readlink("/proc/self/ns/user"):
+            fd = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
+            privilege.join(fd, _CLONE_NEWUSER)
+            os.close(fd)
+    except OSError as error:
+        text = f"cannot enter the lab of process {found.pid}: {error.strerror}"
+        raise click.ClickException(text) from error
+    return found.namespaces[host]
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The single exceptions of a group."""
+    found: list[BaseException] = []
+    for one in group.exceptions:
+        found += leaves(one) if isinstance(one, BaseExceptionGroup) else [one]
+    return found

@@ -1,0 +1,328 @@
+"""`ztunnel-trio demo`: the Istio ambient workshop's mesh on this machine, and what became of its calls.
+
+Two nodes; `sleep` calls `web-api`, which calls `recommendation`, which calls `purchase-history`, each with a
+service account of its own; a client in namespace `foo` is kept out of `default` by a DENY policy; a machine
+outside the mesh calls in plain text, which shows that the packet socket would see a payload if there was one
+to see. Then a pod is deleted. What is told of each comes from sockets, captured packets, the servers'
+replies and the proxies' logs (`lab.evidence`).
+"""
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Final
+
+import trio
+
+from ztunnel_trio.lab import apps, resources
+from ztunnel_trio.lab.capture import Activity, Flow
+from ztunnel_trio.lab.evidence import (
+    DeletionEvidence,
+    HopEvidence,
+    Party,
+    Story,
+    tell_allowed,
+    tell_deletion,
+    tell_plain,
+    tell_refused,
+)
+from ztunnel_trio.lab.mesh import Lab, LabSettings, Pod, open_lab
+from ztunnel_trio.lab.proxy_log import LogLine
+from ztunnel_trio.lab.report import Account, Teller
+from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.pb.authorization_pb2 import Match
+from ztunnel_trio.spec.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
+
+HTTP_PORT: Final = 8080
+ECHO_PORT: Final = 9000
+PROXY_PORTS: Final = (OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT)
+POLICY: Final = "keep-foo-out"
+# caller -> callee, as in the workshop; the node of each
+CHAIN: Final = ("web-api", "recommendation", "purchase-history")
+PLACES: Final = {
+    "sleep": "node-1",
+    "web-api": "node-2",
+    "recommendation": "node-2",
+    "purchase-history": "node-1",
+}
+_LOOPBACK: Final = IPv4Address("127.0.0.1")
+_LOG_SECONDS: Final = 3.0
+_END_SECONDS: Final = 3.0
+_SETTLE_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where logs, packets and applications stood before a call."""
+
+    logs: Mapping[str, int]
+    wire: Mapping[Flow, tuple[int, int]]
+    peers: Mapping[str, int]
+
+
+@dataclass(slots=True, eq=False)
+class Scene:
+    """The built mesh and the applications in it."""
+
+    lab: Lab
+    servers: dict[str, apps.App] = field(default_factory=dict)
+
+    def mark(self) -> Mark:
+        return Mark(
+            {name: node.log.mark() for name, node in self.lab.nodes.items()},
+            self.lab.wire.mark(),
+            {name: len(app.peers) for name, app in self.servers.items()},
+        )
+
+    def party(self, name: str) -> Party:
+        pod = self.lab.pods[name]
+        identity = str(pod.identity) if pod.node else ""
+        return Party(pod.name, pod.namespace, pod.node.name if pod.node else "", pod.ip, identity)
+
+
+async def run(
+    tell: Teller, *, settings: LabSettings | None = None, keep: Callable[[Lab], Awaitable[None]] | None = None
+) -> bool:
+    """Build, call, tell, delete; True when all was as promised. `keep` is awaited before taking it down.
+
+    Raises:
+        KernelLacks: the lab cannot be built here.
+        ProxyFailed, ProxyRefused, TooSlowError: a proxy did not come up.
+    """
+    began = trio.current_time()
+    account = Account()
+    async with open_lab(settings or LabSettings(), progress=tell.progress) as lab:
+        scene = await build(lab, tell)
+        for hop in await _chained_call(scene):
+            _tell(account, tell, tell_allowed(hop))
+        _tell(account, tell, tell_refused(await _single_call(scene, "client"), f"default/{POLICY}"))
+        _tell(account, tell, tell_plain(await _single_call(scene, "outsider")))
+        account.deletion = tell_deletion(await _delete(scene, "purchase-history", "sleep"), PROXY_PORTS)
+        tell.deletion("purchase-history", account.deletion)
+        tell.verdict(account, trio.current_time() - began)
+        if keep is not None:
+            await keep(lab)
+    return account.kept
+
+
+async def build(lab: Lab, tell: Teller) -> Scene:
+    """Pods, services, the policy and the proxies; errors as `run`."""
+    scene = Scene(lab)
+    for name, node in PLACES.items():
+        tell.progress(f"pod {name} on {node}")
+        await lab.add_pod(name, node=node)
+    tell.progress("pod client in namespace foo, and a machine outside the mesh")
+    await lab.add_pod("client", node="node-1", namespace="foo")
+    await lab.add_outsider("outsider")
+    for name in CHAIN:
+        await lab.add_service(name, [lab.pods[name]], ports={HTTP_PORT: HTTP_PORT})
+    for name, following in zip(CHAIN, [*CHAIN[1:], None], strict=True):
+        host = lab.pods[name].host
+        upstream = lab.address_of(following) if following else None
+        scene.servers[name] = await lab.pods[name].serve(HTTP_PORT, apps.Hello(name, host, upstream))
+    await lab.pods[CHAIN[-1]].serve(ECHO_PORT, apps.echo)
+    tell.progress(f"policy default/{POLICY}: DENY from namespace foo")
+    deny = resources.policy(POLICY, Match(namespaces=[resources.text_match("foo")]), deny=True)
+    await lab.push(deny)
+    tell.progress("two proxies, one a node")
+    await lab.start()
+    return scene
+
+
+# ---------------------------------------------------------------- calls
+
+
+async def _chained_call(scene: Scene) -> list[HopEvidence]:
+    """`sleep` asks `web-api`, whose chain does the rest: one evidence a hop."""
+    mark, marker = scene.mark(), _marker(scene)
+    body, error = await _ask(scene.lab.pods["sleep"], scene.lab.address_of(CHAIN[0]), marker)
+    told = list(apps.hops(body)) if body is not None else []
+    evidence: list[HopEvidence] = []
+    for position, (caller, callee) in enumerate(zip(("sleep", *CHAIN), CHAIN, strict=False)):
+        answer = told[position] if position < len(told) else None
+        failed = (answer.error if answer else None) or error or (None if answer else "no reply")
+        if answer is not None and answer.marker != marker.decode():
+            failed = failed or "the reply lacks the marker"
+        evidence.append(await _gather(scene, mark, marker, caller, callee, failed))
+    return evidence
+
+
+async def _single_call(scene: Scene, caller: str) -> HopEvidence:
+    """Somebody asks `web-api`, which the policy may forbid. The outsider dials the pod: it knows no VIPs."""
+    mark, marker = scene.mark(), _marker(scene)
+    pod, callee = scene.lab.pods[caller], CHAIN[0]
+    target = scene.lab.address_of(callee) if pod.node else SocketAddress(scene.lab.pods[callee].ip, HTTP_PORT)
+    _, error = await _ask(pod, target, marker)
+    return await _gather(scene, mark, marker, caller, callee, error)
+
+
+async def _ask(pod: Pod, target: SocketAddress, marker: bytes) -> tuple[bytes | None, str | None]:
+    try:
+        response = await apps.call(pod.host, target, marker=marker.decode())
+    except apps.CallFailed as failure:
+        return None, str(failure)
+    return response.body, None
+
+
+def _marker(scene: Scene) -> bytes:
+    """A text that is in every request and reply of one call, and nowhere else."""
+    marker = f"payload-{secrets.token_hex(16)}".encode()
+    scene.lab.wire.look_for(marker)
+    return marker
+
+
+async def _gather(
+    scene: Scene, mark: Mark, marker: bytes, caller: str, callee: str, error: str | None
+) -> HopEvidence:
+    """Collect what sockets, packets and logs say of one hop; log lines are written when connections end."""
+    source, target = scene.party(caller), scene.party(callee)
+    workloads = {"src.workload": caller, "dst.workload": callee}
+    inbound = await _line(scene, mark, target.node, {"direction": "inbound", **_known(workloads, source)})
+    outbound = None
+    if source.node:
+        outbound = await _line(scene, mark, source.node, {"direction": "outbound", **workloads})
+    await trio.sleep(_SETTLE_SECONDS)  # the packet socket is read by a task of its own
+    activity = scene.lab.wire.since(dict(mark.wire))
+    between = [one for one in activity if (one.flow.client.ip, one.flow.server.ip) == (source.ip, target.ip)]
+    server = scene.servers[callee]
+    reached = [str(peer.ip) for peer in server.peers[mark.peers[callee] :]]
+    return HopEvidence(
+        caller=source,
+        callee=target,
+        port=HTTP_PORT,
+        reached=reached,
+        error=error,
+        outbound=outbound,
+        inbound=inbound,
+        wire=between,
+        in_clear=_seen_in_clear(activity, marker),
+    )
+
+
+def _known(workloads: Mapping[str, str], source: Party) -> dict[str, str]:
+    """A machine outside the mesh has no workload to be named by."""
+    return {name: text for name, text in workloads.items() if source.node or name != "src.workload"}
+
+
+def _seen_in_clear(activity: Sequence[Activity], marker: bytes) -> bool:
+    return any(marker in one.flow.markers for one in activity)
+
+
+async def _line(scene: Scene, mark: Mark, node: str, wanted: Mapping[str, str]) -> LogLine | None:
+    with trio.move_on_after(_LOG_SECONDS):
+        return (await scene.lab.nodes[node].log.wait_access(mark.logs[node], wanted))[-1]
+    return None
+
+
+def _tell(account: Account, tell: Teller, story: Story) -> None:
+    account.stories.append(story)
+    tell.story(story)
+
+
+# ---------------------------------------------------------------- deletion
+
+
+async def _delete(scene: Scene, name: str, client: str) -> DeletionEvidence:
+    """Delete a pod under a live connection and look at what is left."""
+    lab, pod = scene.lab, scene.lab.pods[name]
+    assert pod.node is not None
+    before = pod.listening()
+    with trio.fail_after(_END_SECONDS):
+        stream = await lab.pods[client].connect(SocketAddress(pod.ip, ECHO_PORT))
+    async with stream:
+        lived = await _carries_data(stream)
+        began = trio.current_time()
+        acknowledged = await pod.node.agent.delete(pod.uid)
+        end = await _end_of(stream)
+        seconds = trio.current_time() - began
+    await lab.push(removed=[pod.workload_uid])
+    after, refused = pod.listening(), [port for port in PROXY_PORTS if await _is_refused(pod, port)]
+    inode = os.fstat(pod.host.netns.fileno()).st_ino
+    dump = (await pod.node.proxy.admin("/config_dump")).text
+    holds = _holds(pod.node.proxy.pid, inode)
+    others = await _others_served(scene)
+    await lab.delete_pod(pod)
+    return DeletionEvidence(
+        pod=name,
+        connection_lived=lived,
+        connection_end=end,
+        seconds=seconds,
+        ports_before=before,
+        ports_after=after,
+        refused=refused,
+        acknowledged=acknowledged,
+        holds_namespace=holds,
+        mentioned=pod.uid in dump or pod.workload_uid in dump,
+        others_served=others,
+    )
+
+
+async def _carries_data(stream: trio.SocketStream) -> bool:
+    try:
+        with trio.fail_after(_END_SECONDS):
+            await stream.send_all(b"still there?")
+            return bool(await stream.receive_some(64))
+    except (OSError, trio.BrokenResourceError, trio.TooSlowError):
+        return False
+
+
+async def _end_of(stream: trio.SocketStream) -> str | None:
+    with trio.move_on_after(_END_SECONDS):
+        try:
+            return "end of stream" if not await stream.receive_some(64) else "data came"
+        except (OSError, trio.BrokenResourceError) as error:
+            cause = error.__cause__
+            return "reset" if isinstance(cause, ConnectionResetError) else str(cause or error)
+    return None
+
+
+async def _is_refused(pod: Pod, port: int) -> bool:
+    """Whether the pod's own loopback, which no rule redirects, refuses this port."""
+    try:
+        with trio.fail_after(_END_SECONDS):
+            stream = await pod.connect(SocketAddress(_LOOPBACK, port))
+    except ConnectionRefusedError:
+        return True
+    except (OSError, trio.TooSlowError):
+        return False
+    await stream.aclose()
+    return False
+
+
+def _holds(pid: int, inode: int) -> bool:
+    """Whether a process holds the namespace's descriptor or a socket in it, as far as /proc tells."""
+    base = f"/proc/{pid}/fd"
+    for name in os.listdir(base):
+        try:
+            if os.readlink(f"{base}/{name}") == f"net:[{inode}]":
+                return True
+        except OSError:  # closed meanwhile
+            continue
+    return False
+
+
+async def _others_served(scene: Scene) -> bool:
+    """`sleep` still reaches `web-api`; that the chain now ends early is the programs' affair."""
+    before = len(scene.servers[CHAIN[0]].peers)
+    body, _ = await _ask(scene.lab.pods["sleep"], scene.lab.address_of(CHAIN[0]), _marker(scene))
+    return body is not None and len(scene.servers[CHAIN[0]].peers) == before + 1
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def next_lines(lab: Lab) -> list[str]:
+    """What to type while a kept demo is up."""
+    web = lab.address_of(CHAIN[0])
+    return [
+        "The mesh is up. In another terminal:",
+        "  ztunnel-trio lab list",
+        f"  ztunnel-trio lab call sleep {web}     # allowed",
+        f"  ztunnel-trio lab call client {web}    # refused by default/{POLICY}",
+        "  ztunnel-trio lab exec recommendation sh            # a shell in that pod's network",
+        "  ztunnel-trio lab call node-1 127.0.0.1:15000 /config_dump",
+        f"  tail -f {lab.directory}/node-*/proxy.log",
+        "Ctrl-C takes it down.",
+    ]
