@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from tests.unit.decide.world import mesh_of
+from ztunnel_trio.decide.balance import choose
 from ztunnel_trio.decide.route import (
     ILLEGAL_PORTS,
     Decision,
@@ -39,6 +40,7 @@ from ztunnel_trio.model.workload import (
     GatewayAddress,
     Health,
     InboundProtocol,
+    Locality,
     NetworkMode,
     OutboundProtocol,
     Workload,
@@ -832,3 +834,75 @@ def test_the_port_workloads_take_hbone_on_can_be_another() -> None:
     assert isinstance(found, Route)
     assert found.destination == at("127.0.0.2:25008")
     assert found.authority == at("127.0.0.2:80")
+
+
+# ---- which endpoint: the Rust ztunnel's load-balancing vectors, seen from the whole decision
+
+
+def placed(uid: str, *ips: str, network: str, region: str = "", zone: str = "") -> Workload:
+    backing = {EXAMPLE: {80: 80}}
+    found = workload(uid, *ips, network=network, services=backing, network_gateway=None)
+    return replace(found, locality=Locality(region, zone))
+
+
+ENDPOINTS = (
+    placed("wl_match", "192.168.0.2", network="network", region="reg", zone="zone"),
+    placed("wl_almost", "192.168.0.3", network="network", region="reg", zone="not-zone"),
+    placed("wl_no_locality", "192.168.0.1", network="network"),
+    replace(
+        placed("wl_other", "192.168.0.5", network="other", region="reg", zone="zone"),
+        network_gateway=gateway("10.22.1.1", 15009, "other"),
+    ),
+    placed("wl_empty_ip", network="network", region="reg", zone="zone"),
+)
+STRICT, SPREAD = LoadBalancingMode.STRICT, LoadBalancingMode.FAILOVER
+
+
+@pytest.mark.parametrize(
+    ("mode", "network", "region", "zone", "reachable"),
+    [
+        (STRICT, "", "", "", set()),
+        (STRICT, "network", "reg", "zone", {"wl_match"}),
+        (SPREAD, "no-match", "no-match", "no-match", {"wl_match", "wl_almost", "wl_no_locality", "wl_other"}),
+        (SPREAD, "network", "reg", "zone", {"wl_match"}),
+        (SPREAD, "network", "reg", "", {"wl_match", "wl_almost"}),
+        (SPREAD, "network", "no-match", "no-match", {"wl_match", "wl_almost", "wl_no_locality"}),
+        (SPREAD, "no-match", "reg", "zone", {"wl_match", "wl_other"}),
+    ],
+)
+def test_preferences_choose_the_endpoints(
+    mode: LoadBalancingMode, network: str, region: str, zone: str, reachable: set[str]
+) -> None:
+    source = replace(SOURCE, addresses=(), network=network, locality=Locality(region, zone))
+    vips = (vip("127.0.0.3", network),)
+    service = replace(
+        SERVICE,
+        vips=vips,
+        ports={80: 80},
+        load_balancer=balancer(mode, Scope.NETWORK, Scope.REGION, Scope.ZONE),
+    )
+    mesh = mesh_of(source, service, *ENDPOINTS)
+
+    seen: set[str] = set()
+    for seed in range(60):
+        # the gateways of other networks are unknown, so a remote endpoint shows in its refusal
+        chosen = choose(service, 80, source, mesh, random.Random(seed), waypoint=False)
+        seen |= {chosen.workload.uid} if chosen is not None else set()
+        found = decide(mesh, "127.0.0.3:80", source=source, network=network, seed=seed)
+        assert isinstance(found, Refusal) == (chosen is None or chosen.workload.network != network)
+
+    assert seen == reachable
+
+
+@pytest.mark.parametrize(("target_port", "endpoint_ports", "port"), [(0, {80: 9090}, 9090), (8080, {}, 8080)])
+def test_the_endpoints_own_port_comes_first(
+    target_port: int, endpoint_ports: dict[int, int], port: int
+) -> None:
+    mesh = world(
+        replace(SERVICE, ports={80: target_port}), endpoint("pod", "127.0.0.2", ports=endpoint_ports)
+    )
+
+    found = decide(mesh, "127.0.0.3:80")
+
+    assert isinstance(found, Route)
+    assert found.destination == at(f"127.0.0.2:{port}")
