@@ -81,14 +81,22 @@ class Shared:
     prototype: Workload
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a workload runs. Two of the same `key` are the same: it is hashed without a Python call."""
+
+    node: str
+    locality: Locality
+    key: tuple[str, str, str, str]
+
+
 class WorkloadEntry(NamedTuple):
     """A checked workload, in the parts it is kept in."""
 
     uid: str
     name: str
     addresses: tuple[bytes, ...]  # packed, in wire order
-    node: str
-    locality: Locality
+    place: Place
     shared: Shared
 
 
@@ -148,29 +156,34 @@ def workload_entry(workload: Workload) -> WorkloadEntry:
         workload.uid,
         workload.name,
         tuple([ip.packed for ip in workload.addresses]),
-        workload.node,
-        workload.locality,
+        place_of(workload.node, workload.locality),
         _shared_of_value(workload),
     )
 
 
 def workload_of(entry: WorkloadEntry) -> Workload:
     """The whole value an entry stands for."""
-    return build_workload(
-        entry.shared.prototype, entry.uid, entry.name, entry.addresses, entry.node, entry.locality
-    )
+    return build_workload(entry.shared.prototype, entry.uid, entry.name, entry.addresses, entry.place)
+
+
+def place_of(node: str, locality: Locality) -> Place:
+    """The place of a node and a locality."""
+    return Place(node, locality, (node, locality.region, locality.zone, locality.subzone))
+
+
+NO_PLACE: Final = place_of("", NOWHERE)
 
 
 def build_workload(
-    prototype: Workload, uid: str, name: str, addresses: tuple[bytes, ...], node: str, locality: Locality
+    prototype: Workload, uid: str, name: str, addresses: tuple[bytes, ...], place: Place
 ) -> Workload:
     """A prototype with what is a workload's own."""
     return Workload(
         uid=uid,
         name=name,
         addresses=tuple([decode_ip(packed) for packed in addresses]),
-        node=node,
-        locality=locality,
+        node=place.node,
+        locality=place.locality,
         namespace=prototype.namespace,
         service_account=prototype.service_account,
         trust_domain=prototype.trust_domain,
@@ -339,7 +352,7 @@ def _workload_entry(message: _ShallowWorkload) -> WorkloadEntry:
     for packed in addresses:
         if len(packed) != 4 and len(packed) != 16:
             decode_ip(packed)  # raises
-    node, locality = _place(message.node, message.locality)
+    place = _place(message.node, message.locality)
     clear = message.ClearField
     clear("uid")
     clear("name")
@@ -347,15 +360,14 @@ def _workload_entry(message: _ShallowWorkload) -> WorkloadEntry:
     clear("node")
     clear("locality")
     clear("extensions")
-    return WorkloadEntry(uid, name, addresses, node, locality, _shared(message.SerializeToString()))
+    return WorkloadEntry(uid, name, addresses, place, _shared(message.SerializeToString()))
 
 
 @lru_cache(PIECES_KEPT)
-def _place(node: str, locality: bytes) -> tuple[str, Locality]:
+def _place(node: str, locality: bytes) -> Place:
     """One copy of a node's name and its locality."""
     message = workload_pb2.Locality.FromString(locality)
-    place = Locality(message.region, message.zone, message.subzone)
-    return node, NOWHERE if place == NOWHERE else _one_locality(place)
+    return place_of(node, _one_locality(Locality(message.region, message.zone, message.subzone)))
 
 
 @lru_cache(PIECES_KEPT)
@@ -405,7 +417,7 @@ def _shared(key: bytes) -> Shared:
 
 
 def _shared_of_value(workload: Workload) -> Shared:
-    prototype = build_workload(workload, "", "", (), "", NOWHERE)
+    prototype = build_workload(workload, "", "", (), NO_PLACE)
     return Shared(prototype, prototype)
 
 

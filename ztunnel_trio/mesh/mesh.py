@@ -132,8 +132,8 @@ class Mesh:
             ):
                 step.attachments = True
         step.workloads += 1
-        if self.local_node is not None and self.local_node == entry.node:
-            step.put.append(_local_workload(uid, template, entry.node))
+        if self.local_node is not None and self.local_node == entry.place.node:
+            step.put.append(_local_workload(uid, template, entry.place.node))
 
     def _remove_address(self, name: str, step: "_Step") -> None:
         """Remove what a resource name stands for: a uid, else `namespace/hostname`."""

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from ztunnel_trio.mesh.decode import Shared, WorkloadEntry, build_workload
+from ztunnel_trio.mesh.decode import Place, Shared, WorkloadEntry, build_workload
 from ztunnel_trio.mesh.keys import AddressKey, address_key, packed_key
 from ztunnel_trio.mesh.services import Backing, Shape
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.workload import (
     Health,
     InboundProtocol,
-    Locality,
     NetworkMode,
     Workload,
     WorkloadInfo,
@@ -54,13 +53,15 @@ class Numbered(Generic[K, V]):
         assert value is not None, "a number is used by its holders only"
         return value
 
-    def hold(self, key: K, make: Callable[[], V]) -> int:
-        """The number of a key, for one more holder; `make` is called for a new one."""
+    def hold(self, key: K) -> int | None:
+        """The number of a key, for one more holder; None if there is none yet."""
         number = self._numbers.get(key)
         if number is not None:
             self._holders[number] += 1
-            return number
-        value = make()
+        return number
+
+    def add(self, key: K, value: V) -> int:
+        """A number for a new key and its first holder."""
         if self._free:
             number = self._free.pop()
             self.values[number], self._keys[number], self._holders[number] = value, key, 1
@@ -104,13 +105,6 @@ class Template:
         )
 
 
-class Place(NamedTuple):
-    """Where a workload runs."""
-
-    node: str
-    locality: Locality
-
-
 class Sketch(NamedTuple):
     """What load balancing asks of a workload, without making the whole value."""
 
@@ -131,7 +125,7 @@ class Workloads:
     backing: Callable[[NamespacedHostname], Backing]
     _records: dict[str, bytes] = field(default_factory=dict)
     _templates: Numbered[bytes | Workload, Template] = field(default_factory=Numbered)
-    _places: Numbered[Place, Place] = field(default_factory=Numbered)
+    _places: Numbered[tuple[str, str, str, str], Place] = field(default_factory=Numbered)
     _by_address: dict[str, dict[AddressKey, str | tuple[str, ...]]] = field(default_factory=dict)
     _by_hostname: dict[str, dict[str, None]] = field(default_factory=dict)
     _local: dict[Account, dict[str, None]] = field(default_factory=dict)
@@ -150,13 +144,16 @@ class Workloads:
 
     def insert(self, entry: WorkloadEntry) -> Template:
         """Index a workload whose uid is not in the store, and return its template."""
-        uid, name, addresses, node, locality, shared = entry
-        number = self._templates.hold(shared.key, lambda: self._new_template(shared))
+        uid, name, addresses, place, shared = entry
+        number = self._templates.hold(shared.key)
+        if number is None:
+            number = self._templates.add(shared.key, self._new_template(shared))
         template = self._templates[number]
-        place = Place(node, locality)
-        place_number = self._places.hold(place, lambda: place)
+        place_number = self._places.hold(place.key)
+        if place_number is None:
+            place_number = self._places.add(place.key, place)
         block = addresses[0] if len(addresses) == 1 else _join(addresses)
-        self._records[uid] = _HEAD.pack(number, place_number, len(block)) + block + name.encode()
+        self._records[uid] = _HEAD.pack(number, place_number, len(block)) + block + _tail(uid, name)
         prototype = template.prototype
         if template.indexed and addresses:
             network = self._by_address.get(prototype.network)
@@ -168,7 +165,7 @@ class Workloads:
                 network[key] = uid if there is None else _with(there, uid)
         if prototype.hostname:
             self._by_hostname.setdefault(prototype.hostname, {})[uid] = None
-        if self.local_node is None or self.local_node == node:
+        if self.local_node is None or self.local_node == place.node:
             self._local.setdefault(template.account, {})[uid] = None
         return template
 
@@ -229,10 +226,9 @@ class Workloads:
         workload = build_workload(
             self._templates[number].prototype,
             uid,
-            record[end:].decode(),
+            _name(uid, record[end:]),
             _split(record[_HEAD.size : end]),
-            place.node,
-            place.locality,
+            place,
         )
         if len(self._built) >= WORKLOADS_BUILT:
             self._built.pop(next(iter(self._built)))  # the oldest: a value in use is soon made again
@@ -274,7 +270,7 @@ class Workloads:
         for uid in self._local.get((info.namespace, info.service_account), ()):
             record = self._records[uid]
             _, _, length = _HEAD.unpack_from(record)
-            if record[_HEAD.size + length :] == info.name.encode():
+            if _name(uid, record[_HEAD.size + length :]) == info.name:
                 return self.get(uid)
         return None
 
@@ -312,6 +308,15 @@ def _discard(index: dict[K, dict[str, None]], key: K, uid: str) -> None:
     uids.pop(uid, None)
     if not uids:
         del index[key]
+
+
+def _tail(uid: str, name: str) -> bytes:
+    """The name of a workload as it ends its record: nothing where the uid ends with it, as a pod's does."""
+    return b"" if uid.rpartition("/")[2] == name else b"=" + name.encode()
+
+
+def _name(uid: str, tail: bytes) -> str:
+    return tail[1:].decode() if tail else uid.rpartition("/")[2]
 
 
 def _join(addresses: tuple[bytes, ...]) -> bytes:
