@@ -12,7 +12,7 @@ import dns.rdatatype
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.named_mesh import CLIENT, reference_mesh
+from tests.fakes.dns_mesh import CLIENT, reference_mesh
 from ztunnel_trio.decide.answer import Addresses, NameSettings, answer
 from ztunnel_trio.dns.resolv_conf import parse_hosts, parse_resolv_conf
 from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol
@@ -124,9 +124,12 @@ def test_reading_an_answer_fails_by_its_senders_fault_only(reply: bytes) -> None
         read_addresses(reply)
 
 
+MESH = reference_mesh()
+
+
 @given(st.lists(st.text("abcsv*.-", min_size=1, max_size=12), max_size=8).map(tuple), st.sampled_from([4, 6]))
 def test_every_name_has_a_verdict_and_addresses_are_never_none(name: tuple[str, ...], version: int) -> None:
-    found = answer(name, version=version, client=CLIENT, mesh=reference_mesh(), settings=NameSettings())
+    found = answer(name, version=version, client=CLIENT, mesh=MESH, settings=NameSettings())
 
     assert not isinstance(found, Addresses) or found.addresses
 

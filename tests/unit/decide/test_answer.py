@@ -3,7 +3,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from tests.fakes.named_mesh import CLIENT, NamedMesh, external, kubernetes, pod, reference_mesh
+from tests.fakes.dns_mesh import CLIENT, external, kubernetes, mesh_of, pod, reference_mesh
 from ztunnel_trio.decide.answer import (
     Addresses,
     Alias,
@@ -19,7 +19,10 @@ from ztunnel_trio.decide.answer import (
     with_wildcards,
     without_domain,
 )
+from ztunnel_trio.mesh.decode import ServiceEntry
+from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.service import (
+    Endpoint,
     HealthPolicy,
     IPFamilies,
     LoadBalancer,
@@ -36,7 +39,7 @@ def name(text: str) -> tuple[str, ...]:
     return tuple(text.removesuffix(".").split("."))
 
 
-def look_up(mesh: NamedMesh, asked: str, kind: str = "A", settings: NameSettings = SETTINGS) -> Verdict:
+def look_up(mesh: Mesh, asked: str, kind: str = "A", settings: NameSettings = SETTINGS) -> Verdict:
     version = {"A": 4, "AAAA": 6}[kind]
     return answer(name(asked), version=version, client=CLIENT, mesh=mesh, settings=settings)
 
@@ -221,13 +224,13 @@ def test_a_service_hidden_from_the_client_is_noted() -> None:
 
 def test_a_hidden_service_does_not_hide_a_visible_one_of_the_same_name() -> None:
     hidden = external("x.io", "ns2", "10.0.0.1", canonical=True, visibility=Visibility.NAMESPACE)
-    mesh = NamedMesh([hidden, external("x.io", "ns3", "10.0.0.2")])
+    mesh = mesh_of([hidden, external("x.io", "ns3", "10.0.0.2")])
 
     assert texts(look_up(mesh, "x.io")) == ["10.0.0.2"]
 
 
 def test_of_equal_services_the_first_that_came_answers() -> None:
-    mesh = NamedMesh([external("x.io", "ns2", "10.0.0.1"), external("x.io", "ns3", "10.0.0.2")])
+    mesh = mesh_of([external("x.io", "ns2", "10.0.0.1"), external("x.io", "ns3", "10.0.0.2")])
 
     assert texts(look_up(mesh, "x.io")) == ["10.0.0.1"]
 
@@ -235,11 +238,11 @@ def test_of_equal_services_the_first_that_came_answers() -> None:
 def test_of_several_canonical_services_the_last_that_came_answers() -> None:
     services = [external("x.io", f"ns{n}", f"10.0.0.{n}", canonical=True) for n in (2, 3)]
 
-    assert texts(look_up(NamedMesh(services), "x.io")) == ["10.0.0.3"]
+    assert texts(look_up(mesh_of(services), "x.io")) == ["10.0.0.3"]
 
 
 def test_a_wildcard_of_one_alias_goes_before_the_next_alias() -> None:
-    mesh = NamedMesh([kubernetes("a", "b", "10.0.0.1"), external("*.b", "ns1", "10.0.0.2")])
+    mesh = mesh_of([kubernetes("a", "b", "10.0.0.1"), external("*.b", "ns1", "10.0.0.2")])
 
     assert texts(look_up(mesh, "a.b")) == ["10.0.0.2"]
 
@@ -252,7 +255,7 @@ def test_without_ipv6_no_service_has_an_ipv6_address() -> None:
 
 
 def test_an_ipv4_only_service_has_no_ipv6_records_whatever_its_vips() -> None:
-    mesh = NamedMesh([external("x.io", "ns1", "fd00::1", ip_families=IPFamilies.IPV4)])
+    mesh = mesh_of([external("x.io", "ns1", "fd00::1", ip_families=IPFamilies.IPV4)])
 
     assert look_up(mesh, "x.io", "AAAA") == Empty(NoAddress.OTHER_FAMILY)
 
@@ -260,7 +263,7 @@ def test_an_ipv4_only_service_has_no_ipv6_records_whatever_its_vips() -> None:
 def test_a_range_is_no_vip() -> None:
     service = replace(external("x.io", "ns1"), cidr_vips=(NetworkCidr("nw1", ip_network("10.0.0.0/8")),))
 
-    assert look_up(NamedMesh([service]), "x.io") == Forward()
+    assert look_up(mesh_of([service]), "x.io") == Forward()
 
 
 @pytest.mark.parametrize(
@@ -273,17 +276,17 @@ def test_a_headless_service_lists_unhealthy_endpoints_only_if_it_may(
     service = replace(
         kubernetes("h", "ns1"), load_balancer=LoadBalancer((), LoadBalancingMode.STANDARD, policy)
     )
-    mesh = NamedMesh([service])
-    mesh.back(service, pod("a", "10.0.0.1"), replace(pod("b", "10.0.0.2"), health=Health.UNHEALTHY))
+    sick = replace(pod("b", "10.0.0.2", backs=service), health=Health.UNHEALTHY)
+    mesh = mesh_of([service], pod("a", "10.0.0.1", backs=service), sick)
 
     assert texts(look_up(mesh, "h")) == expected
 
 
 def test_a_headless_service_gives_one_address_a_workload_and_skips_those_without() -> None:
     service = kubernetes("h", "ns1")
-    mesh = NamedMesh([service])
-    mesh.back(service, pod("a", "10.0.0.1", "10.0.0.9"), pod("b", "fd00::1"), pod("gone", "10.0.0.3"))
-    del mesh.workloads["gone"]
+    endpoints = {uid: Endpoint(uid, {80: 80}) for uid in ("a", "gone", "b")}
+    mesh = mesh_of([], pod("a", "10.0.0.1", "10.0.0.9"), pod("b", "fd00::1"))
+    mesh.apply(Batch(addresses=[ServiceEntry(service, endpoints)]))
 
     assert texts(look_up(mesh, "h")) == ["10.0.0.1"]
     assert texts(look_up(mesh, "h", "AAAA")) == ["fd00::1"]

@@ -17,22 +17,17 @@ import trio
 import trio.testing
 
 from tests.fakes.cancellation import cancelled_everywhere_now
-from tests.fakes.named_mesh import (
-    CLIENT,
-    LiveNamedMesh,
-    NamedMesh,
-    external,
-    kubernetes,
-    pod,
-    reference_mesh,
-)
+from tests.fakes.dns_mesh import CLIENT, external, kubernetes, mesh_of, pod, reference_mesh
 from tests.fakes.trio_test import trio_test
 from tests.fakes.upstream_dns import FACTORY, Answer, Upstream, silent, upstream, zone
+from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.decide.answer import NameSettings
 from ztunnel_trio.dns.forward import Budget, Forwarder
 from ztunnel_trio.dns.framing import MessageStream
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.dns.server import DnsServer, DnsSettings, Localhost, bind
+from ztunnel_trio.mesh.decode import ServiceEntry, workload_entry
+from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.sockets import BindFailed
 from ztunnel_trio.supervise.drain import Drain
@@ -67,7 +62,7 @@ class Running:
     udp: SocketAddress
     tcp: SocketAddress
     upstream: Upstream
-    live: LiveNamedMesh
+    live: LiveMesh
     counts: Counts
     drain: Drain
 
@@ -104,7 +99,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    mesh: NamedMesh | None = None,
+    mesh: Mesh | None = None,
     answer: Answer = BING,
     *,
     settings: DnsSettings = SETTINGS,
@@ -114,7 +109,7 @@ async def running(
     async with upstream(answer) as server:
         sockets = bind(FACTORY, SocketAddress(IPv4Address("127.0.0.1"), 0), ipv6=True)
         with sockets:
-            live, counts, drain = LiveNamedMesh(mesh or reference_mesh()), Counts(), Drain(5)
+            live, counts, drain = LiveMesh(mesh or reference_mesh()), Counts(), Drain(5)
             dns_server = DnsServer(
                 sockets=sockets,
                 live=live,
@@ -268,8 +263,7 @@ async def test_several_messages_share_a_connection_and_keep_their_order() -> Non
 @trio_test
 async def test_a_large_answer_is_whole_by_tcp_and_cut_by_udp() -> None:
     service = kubernetes("large", "ns1")
-    mesh = NamedMesh([service])
-    mesh.back(service, *[pod(f"p{n}", f"240.0.0.{n}") for n in range(256)])
+    mesh = mesh_of([service], *[pod(f"p{n}", f"240.0.0.{n}", backs=service) for n in range(256)])
 
     async with running(mesh) as server:
         assert len(texts(await server.ask("large.", tcp=True))) == 256
@@ -322,7 +316,7 @@ async def test_a_malformed_message_is_a_format_error_by_either_way() -> None:
 @trio_test(autojump=True)
 async def test_a_client_the_mesh_does_not_know_yet_is_waited_for() -> None:
     mesh = reference_mesh()
-    del mesh.workloads[CLIENT.uid]
+    mesh.apply(Batch(removed_addresses=[CLIENT.uid]))
 
     async with running(mesh) as server:
         reply = await server.ask("productpage.")
@@ -335,22 +329,19 @@ async def test_a_client_the_mesh_does_not_know_yet_is_waited_for() -> None:
             @nursery.start_soon
             async def come() -> None:
                 await trio.sleep(1)
-                mesh.workloads[CLIENT.uid] = CLIENT
-                mesh.revision += 1
-                server.live.changed.set()
+                server.live.apply(Batch(addresses=[workload_entry(CLIENT)]))
 
             assert texts(await server.ask("productpage.", tcp=True)) == ["productpage. A 9.9.9.9"]
 
 
 @trio_test
 async def test_a_change_of_the_mesh_counts_at_once() -> None:
-    mesh = NamedMesh([external("x.io", "ns1", "10.0.0.1")])
+    mesh = mesh_of([external("x.io", "ns1", "10.0.0.1")])
 
     async with running(mesh) as server:
         assert texts(await server.ask("x.io.")) == ["x.io. A 10.0.0.1"]
-        mesh.listed[0] = external("x.io", "ns1", "10.0.0.2")
-        mesh.workloads[CLIENT.uid] = replace(CLIENT, canonical_name="renamed")
-        mesh.revision += 1
+        moved = ServiceEntry(external("x.io", "ns1", "10.0.0.2"))
+        server.live.apply(Batch(addresses=[moved, workload_entry(replace(CLIENT, canonical_name="renamed"))]))
         assert texts(await server.ask("x.io.")) == ["x.io. A 10.0.0.2"]
 
     assert [labels[2] for labels in server.counts.requests] == ["client-app", "renamed"]
@@ -498,7 +489,7 @@ def test_a_name_is_resolved_for_the_workload_itself(name: str, ipv6: bool, expec
 
 @trio_test(autojump=True)
 async def test_nothing_is_resolved_for_a_workload_nobody_knows() -> None:
-    async with running(NamedMesh(workloads={})) as server:
+    async with running(Mesh()) as server:
         assert await server.server.resolve("productpage", ipv6=False) == []
 
 
@@ -556,8 +547,8 @@ async def test_a_connection_that_ends_within_a_message_is_forgotten() -> None:
 @trio_test(autojump=True)
 async def test_a_client_that_does_not_read_is_left() -> None:
     service = kubernetes("large", "ns1")
-    mesh = NamedMesh([service])
-    mesh.back(service, *[pod(f"p{n}", f"240.0.{n >> 8}.{n & 255}") for n in range(4000)])
+    pods = [pod(f"p{n}", f"240.0.{n >> 8}.{n & 255}", backs=service) for n in range(4000)]
+    mesh = mesh_of([service], *pods)
 
     async with running(mesh) as server:
         stream = await trio.open_tcp_stream(str(server.tcp.ip), server.tcp.port)
@@ -607,7 +598,7 @@ async def test_the_grace_period_ends_what_does_not_finish() -> None:
         forwarder = Forwarder(FACTORY, ResolvConf(servers=(server.address,)))
         dns_server = DnsServer(
             sockets=sockets,
-            live=LiveNamedMesh(reference_mesh()),
+            live=LiveMesh(reference_mesh()),
             client=CLIENT.info,
             forwarder=forwarder,
             settings=SETTINGS,
@@ -633,7 +624,7 @@ async def test_a_server_never_run_gives_its_sockets_back() -> None:
     forwarder = Forwarder(FACTORY, ResolvConf(servers=(SocketAddress(ip_address("127.0.0.1"), 53),)))
     server = DnsServer(
         sockets=sockets,
-        live=LiveNamedMesh(reference_mesh()),
+        live=LiveMesh(reference_mesh()),
         client=CLIENT.info,
         forwarder=forwarder,
         settings=SETTINGS,

@@ -1,14 +1,14 @@
-"""A mesh that only knows names: the one of ztunnel's own DNS tests (src/dns/server.rs), and makers."""
+"""The mesh of ztunnel's own DNS tests (src/dns/server.rs), and what it takes to make others."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_address
 
-import trio
-
-from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
-from ztunnel_trio.model.service import Endpoint, IPFamilies, Service, Visibility
-from ztunnel_trio.model.workload import Workload, WorkloadInfo
+from ztunnel_trio.mesh.decode import ServiceEntry, workload_entry
+from ztunnel_trio.mesh.mesh import Batch, Mesh
+from ztunnel_trio.model.address import NetworkAddress
+from ztunnel_trio.model.service import IPFamilies, Service, Visibility
+from ztunnel_trio.model.workload import Workload
 
 NETWORK = "nw1"
 CLIENT = Workload(
@@ -21,43 +21,18 @@ CLIENT = Workload(
 )
 
 
-@dataclass(slots=True, eq=False)
-class NamedMesh:
-    """What the DNS server asks of a mesh; change it, then count `revision` up."""
-
-    listed: list[Service] = field(default_factory=list)
-    backed: dict[NamespacedHostname, dict[str, Endpoint]] = field(default_factory=dict)
-    workloads: dict[str, Workload] = field(default_factory=lambda: {CLIENT.uid: CLIENT})
-    revision: int = 1
-
-    def services_named(self, hostname: str) -> Sequence[Service]:
-        return [service for service in self.listed if service.hostname == hostname]
-
-    def endpoints(self, key: NamespacedHostname) -> Mapping[str, Endpoint]:
-        return self.backed.get(key, {})
-
-    def workload(self, uid: str) -> Workload | None:
-        return self.workloads.get(uid)
-
-    def local_workload(self, info: WorkloadInfo) -> Workload | None:
-        return next((workload for workload in self.workloads.values() if workload.info == info), None)
-
-    def back(self, service: Service, *workloads: Workload) -> None:
-        self.workloads.update((workload.uid, workload) for workload in workloads)
-        self.backed[service.key] = {w.uid: Endpoint(w.uid, {80: 80}, w.health) for w in workloads}
-
-
-@dataclass(slots=True, eq=False)
-class LiveNamedMesh:
-    """The mesh with its waiting lookup."""
-
-    mesh: NamedMesh
-    changed: trio.Event = field(default_factory=trio.Event)
-
-    async def local_workload(self, info: WorkloadInfo, *, seconds: float = 5.0) -> Workload | None:
-        with trio.move_on_after(seconds):
-            await self.changed.wait()
-        return self.mesh.local_workload(info)
+def mesh_of(services: Iterable[Service], *workloads: Workload) -> Mesh:
+    """These services, the client, and other workloads."""
+    mesh = Mesh()
+    mesh.apply(
+        Batch(
+            addresses=[
+                *[ServiceEntry(service) for service in services],
+                *[workload_entry(workload) for workload in (CLIENT, *workloads)],
+            ]
+        )
+    )
+    return mesh
 
 
 def external(
@@ -97,18 +72,20 @@ def address(text: str) -> NetworkAddress:
     return NetworkAddress(network or NETWORK, ip_address(ip))
 
 
-def pod(name: str, *addresses: str) -> Workload:
+def pod(name: str, *addresses: str, backs: Service | None = None) -> Workload:
+    """A workload of the client's namespace, an endpoint of `backs`."""
     ips = tuple(ip_address(ip) for ip in addresses)
-    return Workload(uid=name, name=name, namespace="ns1", network=NETWORK, addresses=ips)
+    workload = Workload(uid=name, name=name, namespace="ns1", network=NETWORK, addresses=ips)
+    return workload if backs is None else replace(workload, services={backs.key: {80: 80}})
 
 
-def reference_mesh() -> NamedMesh:
+def reference_mesh() -> Mesh:
     """The services and endpoints of ztunnel's lookup test."""
     v6 = "2001:db8::ff00:42:8329"
     headless = kubernetes("headless", "ns1")
     headless_external = external("headless.example.com", "ns1")
     headless_v6 = kubernetes("headless-ipv6", "ns1", ip_families=IPFamilies.IPV6)
-    mesh = NamedMesh(
+    return mesh_of(
         [
             external("www.google.com", "ns1", "1.1.1.1"),
             kubernetes("productpage", "ns1", "9.9.9.9"),
@@ -144,13 +121,9 @@ def reference_mesh() -> NamedMesh:
             headless_external,
             external("headless-no-endpoints.example.com", "ns1"),
             headless_v6,
-        ]
+        ],
+        pod("headless0", "30.30.30.30", "2001:db8::30", backs=headless),
+        pod("headless1", "31.31.31.31", "2001:db8::31", backs=headless),
+        pod("headless-external", "32.32.32.32", "2001:db8::32", backs=headless_external),
+        pod("headless2", "33.33.33.33", "2001:db8::33", backs=headless_v6),
     )
-    mesh.back(
-        headless,
-        pod("headless0", "30.30.30.30", "2001:db8::30"),
-        pod("headless1", "31.31.31.31", "2001:db8::31"),
-    )
-    mesh.back(headless_external, pod("headless-external", "32.32.32.32", "2001:db8::32"))
-    mesh.back(headless_v6, pod("headless2", "33.33.33.33", "2001:db8::33"))
-    return mesh
