@@ -1,7 +1,8 @@
 """PROXY protocol version 2 headers (haproxy doc/proxy-protocol.txt, 2.2), with the peer's identity as a TLV.
 
 An application tunnel of protocol PROXY gets one before the first byte of a connection: who called, and what
-for. `encode_header` writes what a ztunnel writes; `parse_header` reads any version 2 header, for the lab and tests.
+for. `encode_header` writes what a ztunnel writes; `parse_header` reads any version 2 header, for the lab and
+tests.
 """
 
 import struct
