@@ -1,0 +1,605 @@
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from ztunnel_trio.config import (
+    INPOD_SOCKET,
+    LOOPBACK_IPV6_FILE,
+    MESH_FILE,
+    RESOLV_CONF,
+    ROOT_FILE,
+    TOKEN_FILE,
+    Config,
+    File,
+    JsonValue,
+    ProxyMode,
+    Static,
+    StaticToken,
+    SystemRoots,
+    ThisMachine,
+    TokenFile,
+    Unstartable,
+    build_info,
+    config_text,
+    dump_config,
+    load,
+)
+from ztunnel_trio.errors import ConfigError
+from ztunnel_trio.grammar import Localhost
+from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.workload import WorkloadInfo
+
+
+@dataclass
+class FakeMachine:
+    """A machine of two CPUs with the files given, and the two every machine has."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    failing: frozenset[str] = frozenset()
+    cpus: int = 2
+
+    def __post_init__(self) -> None:
+        self.files = {RESOLV_CONF: "nameserver 10.96.0.10\n", LOOPBACK_IPV6_FILE: "0\n"} | self.files
+
+    def read_text(self, path: str) -> str:
+        if path in self.failing:
+            raise PermissionError(13, "Permission denied")
+        if path not in self.files:
+            raise FileNotFoundError(2, "No such file or directory")
+        return self.files[path]
+
+    def exists(self, path: str) -> bool:
+        return path in self.files
+
+    def cpu_count(self) -> int:
+        return self.cpus
+
+
+def loaded(environ: Mapping[str, str] | None = None, files: dict[str, str] | None = None) -> Config:
+    return load(environ or {}, FakeMachine(files or {}), ("proxy", "ztunnel"))
+
+
+def test_defaults() -> None:
+    config = loaded()
+
+    assert config.proxy_mode is ProxyMode.SHARED
+    assert (config.proxy, config.dns_proxy, config.socks5_addr) == (True, True, None)
+    assert str(config.xds_address) == str(config.ca_address) == "https://localhost:15012"
+    assert config.cluster_id == "Kubernetes"
+    assert config.packet_mark == 1337
+    assert config.auth is None
+    assert config.require_original_source is None
+    assert config.self_termination_deadline_seconds == 5
+    assert config.inpod_uds == INPOD_SOCKET
+    assert config.illegal_ports == {15008, 15006, 15001}
+    assert config.admin_addr == Localhost(ipv6=True, port=15000)
+    assert str(config.stats_addr) == "[::]:15020"
+    assert config.user_timeout_seconds is None
+    assert config.log_filter is None
+    assert not config.log_format_json
+
+
+BAD = [
+    ({"PROXY_MODE": "sidecar"}, "PROXY_MODE must be one of dedicated, shared"),
+    (
+        {"PROXY_MODE": "dedicated"},
+        "invalid configuration: PROXY_MODE=dedicated requires PROXY_WORKLOAD_INFO to be set",
+    ),
+    ({"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "a/b"}, "namespace/name/service-account"),
+    (
+        {"ENABLE_PROXY": "yes"},
+        "invalid env var ENABLE_PROXY=yes (provided string was not `true` or `false`)",
+    ),
+    ({"XDS_ON_DEMAND": ""}, "invalid env var XDS_ON_DEMAND="),
+    (
+        {"HTTP2_STREAM_WINDOW_SIZE": "4k"},
+        "invalid env var HTTP2_STREAM_WINDOW_SIZE=4k (invalid digit found in string)",
+    ),
+    ({"HTTP2_STREAM_WINDOW_SIZE": "2147483648"}, "invalid env var HTTP2_STREAM_WINDOW_SIZE=2147483648 (must"),
+    (
+        {"HTTP2_CONNECTION_WINDOW_SIZE": "1"},
+        "invalid env var HTTP2_CONNECTION_WINDOW_SIZE=1 (must be between",
+    ),
+    ({"HTTP2_FRAME_SIZE": "16383"}, "must be between 16384 and 16777215"),
+    ({"POOL_MAX_STREAMS_PER_CONNECTION": "65536"}, "invalid env var POOL_MAX_STREAMS_PER_CONNECTION=65536"),
+    ({"POOL_MAX_STREAMS_PER_CONNECTION": "0"}, "invalid env var POOL_MAX_STREAMS_PER_CONNECTION=0"),
+    ({"SECRET_TTL": "1.5s"}, "invalid env var SECRET_TTL=1.5s"),
+    ({"CONNECTION_TERMINATION_DEADLINE": ""}, "CONNECTION_TERMINATION_DEADLINE= (Empty input)"),
+    ({"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "invalid env var TERMINATION_GRACE_PERIOD_SECONDS=-1"),
+    ({"XDS_ADDRESS": "http://[bad"}, "invalid uri: http://[bad"),
+    ({"CA_ADDRESS": ":::"}, "invalid uri: :::"),
+    ({"ZTUNNEL_WORKER_THREADS": "150%"}, "percentage must be between 0 and 100"),
+    ({"ZTUNNEL_WORKER_THREADS": "2", "ZTUNNEL_RESOURCE_CPU_LIMIT": "x"}, "ZTUNNEL_RESOURCE_CPU_LIMIT=x"),
+    (
+        {"XDS_ON_DEMAND": "true"},
+        "error parsing proxy config: DNS proxy does not currently support on-demand mode",
+    ),
+    (
+        {"ENABLE_PROXY": "false", "ISTIO_META_DNS_CAPTURE": "false"},
+        "error parsing proxy config: ztunnel run without any servers enabled",
+    ),
+    (
+        {"ISTIO_META_DNS_PROXY_ADDR": "not-an-address"},
+        "invalid configuration: failed to parse DNS_PROXY_ADDR: not-an-address",
+    ),
+    ({"PROXY_CONFIG": "{"}, "error parsing proxy config: failed parsing proxy config env: "),
+    ({"PROXY_CONFIG": "statsPort: 70000"}, "error parsing proxy config: failed parsing proxy config env: "),
+    ({"PROXY_CONFIG": "[]"}, "error parsing proxy config: failed parsing proxy config env: "),
+    (
+        {"LOCAL_XDS": "{}", "LOCAL_XDS_PATH": "x"},
+        "invalid configuration: only one of LOCAL_XDS_PATH or LOCAL_XDS may be set",
+    ),
+    ({"XDS_HEADER_": "x"}, "failed to parse header key: XDS_HEADER_"),
+    ({"CA_HEADER_X-BIN": "x"}, "failed to parse header key: CA_HEADER_X-BIN"),
+    ({"CA_HEADER_X": "a\x00"}, "failed to parse header value: a\x00"),
+]
+
+
+@pytest.mark.parametrize(("environ", "text"), BAD)
+def test_a_bad_value_is_named_with_its_reason(environ: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(environ)
+
+    assert text in str(caught.value)
+    assert not isinstance(caught.value, Unstartable)
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({"COMPLIANCE_POLICY": "pqc"}, "COMPLIANCE_POLICY=pqc requires key exchange by X25519MLKEM768"),
+        ({"CA_ADDRESS": ""}, "CA_ADDRESS is empty"),
+    ],
+)
+def test_what_cannot_be_honoured_ends_the_start(environ: dict[str, str], text: str) -> None:
+    with pytest.raises(Unstartable, match=text):
+        loaded(environ)
+
+
+def test_a_machine_without_resolvers_cannot_start() -> None:
+    with pytest.raises(Unstartable, match="no name servers"):
+        loaded(files={RESOLV_CONF: "search x\n"})
+    with pytest.raises(Unstartable, match=r"failed to read /etc/resolv\.conf: Permission denied"):
+        load({}, FakeMachine(failing=frozenset({RESOLV_CONF})))
+
+
+def test_a_dedicated_proxy_knows_who_it_is() -> None:
+    config = loaded({"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "ns/name/sa/rest"})
+
+    assert config.proxy_workload_information == WorkloadInfo("name", "ns", "sa/rest")
+    assert config.packet_mark is None
+
+
+def test_a_shared_proxy_ignores_who_it_is() -> None:
+    assert loaded({"PROXY_WORKLOAD_INFO": "nonsense"}).proxy_workload_information is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "mark"),
+    [({"PACKET_MARK": "0"}, None), ({"PACKET_MARK": "7"}, 7), ({}, 1337)],
+)
+def test_packet_marks(environ: dict[str, str], mark: int | None) -> None:
+    assert loaded(environ).packet_mark == mark
+
+
+def test_the_proxys_own_identity_needs_three_names() -> None:
+    names = {"POD_NAMESPACE": "istio-system", "SERVICE_ACCOUNT": "ztunnel", "POD_NAME": "ztunnel-a"}
+
+    config = loaded({**names, "TRUST_DOMAIN": "td"})
+
+    assert str(config.ztunnel_identity) == "spiffe://td/ns/istio-system/sa/ztunnel"
+    assert config.ztunnel_workload == WorkloadInfo("ztunnel-a", "istio-system", "ztunnel")
+    assert (config.pod_name, config.pod_namespace) == ("ztunnel-a", "istio-system")
+    for missing in names:
+        partly = loaded({name: value for name, value in names.items() if name != missing})
+        assert (partly.ztunnel_identity, partly.ztunnel_workload) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("environ", "xds", "ca"),
+    [
+        ({"KUBERNETES_SERVICE_HOST": ""}, "https://istiod.istio-system.svc:15012", "same"),
+        ({"XDS_ADDRESS": ""}, None, "https://localhost:15012"),
+        ({"XDS_ADDRESS": "istiod:15012", "CA_ADDRESS": "http://ca"}, "https://istiod:15012", "http://ca"),
+        ({"PROXY_CONFIG": "discoveryAddress: d:1"}, "https://d:1", "https://localhost:15012"),
+        ({"FAKE_CA": "true", "CA_ADDRESS": ""}, "https://localhost:15012", None),
+    ],
+)
+def test_addresses_of_control_plane_and_ca(environ: dict[str, str], xds: str | None, ca: str | None) -> None:
+    config = loaded(environ)
+
+    assert (None if config.xds_address is None else str(config.xds_address)) == xds
+    assert (None if config.ca_address is None else str(config.ca_address)) == (xds if ca == "same" else ca)
+
+
+@pytest.mark.parametrize(
+    ("environ", "files", "roots"),
+    [
+        ({}, {ROOT_FILE: "PEM"}, File(ROOT_FILE)),
+        ({}, {}, Static(ROOT_FILE)),
+        ({"XDS_ROOT_CA": "/roots.pem"}, {"/roots.pem": "PEM"}, File("/roots.pem")),
+        ({"XDS_ROOT_CA": "SYSTEM"}, {}, SystemRoots()),
+        ({"XDS_ROOT_CA": "SYSTEM"}, {"SYSTEM": "PEM"}, File("SYSTEM")),
+        ({"XDS_ROOT_CA": "-----BEGIN CERTIFICATE-----"}, {}, Static("-----BEGIN CERTIFICATE-----")),
+    ],
+)
+def test_trusted_roots(environ: dict[str, str], files: dict[str, str], roots: object) -> None:
+    assert loaded(environ, files).xds_root_cert == roots
+
+
+def test_a_root_file_that_is_missing_is_told() -> None:
+    notes = loaded({"XDS_ROOT_CA": "/missing"}).notes
+
+    assert any("XDS_ROOT_CA: there is no file /missing" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("environ", "files", "auth"),
+    [
+        ({}, {}, None),
+        ({}, {TOKEN_FILE: "t"}, TokenFile(TOKEN_FILE)),
+        ({"AUTH_TOKEN": "/token"}, {"/token": "t"}, TokenFile("/token")),
+        ({"AUTH_TOKEN": "secret"}, {}, StaticToken("secret")),
+        ({"AUTH_TOKEN": ""}, {TOKEN_FILE: "t"}, None),
+    ],
+)
+def test_tokens(environ: dict[str, str], files: dict[str, str], auth: object) -> None:
+    assert loaded(environ, files).auth == auth
+
+
+def test_secrets_are_shown_nowhere() -> None:
+    config = loaded({"AUTH_TOKEN": "tell-nobody", "LOCAL_XDS": "tell-nobody", "CA_ROOT_CA": "tell-nobody"})
+
+    assert "tell-nobody" not in json.dumps(dump_config(config))
+    assert "tell-nobody" not in repr(config).replace("notes=", "")[: repr(config).index("notes=")]
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({}, 5),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "30"}, 25),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "11"}, 6),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "10"}, 9),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "2"}, 1),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "1"}, 1),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "0"}, 1),
+        ({"TERMINATION_GRACE_PERIOD_SECONDS": "30", "CONNECTION_TERMINATION_DEADLINE": "1500ms"}, 1.5),
+    ],
+)
+def test_the_drains_deadline(environ: dict[str, str], seconds: float) -> None:
+    assert loaded(environ).self_termination_deadline_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("environ", "threads"),
+    [
+        ({}, 2),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "500m"}, 1),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "2500m"}, 3),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "1.5"}, 2),
+        ({"ZTUNNEL_CPU_LIMIT": "32"}, 8),
+        ({"ZTUNNEL_RESOURCE_CPU_LIMIT": "4", "ZTUNNEL_RESOURCE_CPU_REQUEST": "8"}, 8),
+        ({"ZTUNNEL_RESOURCE_CPU_REQUEST": "5"}, 5),
+        ({"ZTUNNEL_CPU_LIMIT": "16", "ZTUNNEL_WORKER_THREADS": "30%"}, 5),
+        ({"ZTUNNEL_CPU_LIMIT": "4", "ZTUNNEL_WORKER_THREADS": "10%"}, 1),
+        ({"ZTUNNEL_CPU_LIMIT": "4", "ZTUNNEL_WORKER_THREADS": "0"}, 4),
+        ({"ZTUNNEL_WORKER_THREADS": "7"}, 7),
+        ({"PROXY_CONFIG": "concurrency: 3"}, 3),
+        ({"PROXY_CONFIG": "concurrency: 0", "ZTUNNEL_CPU_LIMIT": "6"}, 6),
+        ({"PROXY_CONFIG": "concurrency: 0", "ZTUNNEL_RESOURCE_CPU_LIMIT": "nonsense"}, 2),
+    ],
+)
+def test_worker_threads_are_computed_for_show(environ: dict[str, str], threads: int) -> None:
+    assert loaded(environ).num_worker_threads == threads
+
+
+MESH = """
+defaultConfig:
+  discoveryAddress: istiod.istio-system-rev0.svc:15012
+  proxyAdminPort: 15099
+  statsPort: 15888
+  unknownKey: [1]
+  proxyMetadata:
+    ISTIO_META_FOO: foo
+trustDomain: ignored
+"""
+OVER = """
+proxyAdminPort: 15999
+proxyMetadata:
+  ISTIO_META_FOO: over
+  ISTIO_META_BAR: bar
+  NO_PREFIX: kept
+"""
+
+
+def test_the_mesh_file_alone() -> None:
+    config = loaded(files={MESH_FILE: MESH})
+
+    assert (config.stats_addr.port, config.admin_addr.port) == (15888, 15099)
+    assert config.proxy_metadata == {"FOO": "foo"}
+    assert config.cluster_id == "Kubernetes"
+    assert str(config.xds_address) == "https://istiod.istio-system-rev0.svc:15012"
+
+
+def test_the_environment_goes_over_the_mesh_file() -> None:
+    environ = {
+        "PROXY_CONFIG": OVER,
+        "ISTIO_META_INCLUDE_THIS": "this",
+        "ISTIO_META_ISTIO_META_TWICE": "twice",
+        "NOT_INCLUDE": "not",
+        "ISTIO_META_CLUSTER_ID": "test-cluster",
+        "CLUSTER_ID": "loses",
+        "XDS_HEADER_HEADER_FOO": "foo",
+        "CA_HEADER_HEADER_BAR": "bar",
+    }
+
+    config = loaded(environ, {MESH_FILE: MESH})
+
+    assert (config.stats_addr.port, config.admin_addr.port) == (15888, 15999)
+    assert config.readiness_addr.port == 15021
+    assert config.proxy_metadata == {
+        "FOO": "over",
+        "BAR": "bar",
+        "NO_PREFIX": "kept",
+        "INCLUDE_THIS": "this",
+        "TWICE": "twice",
+        "CLUSTER_ID": "test-cluster",
+    }
+    assert config.cluster_id == "test-cluster"
+    assert config.xds_headers == (("header_foo", "foo"),)
+    assert config.ca_headers == (("header_bar", "bar"),)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "defaultConfig: 7", "a: b: c", "2001-99-99"])
+def test_a_mesh_file_that_makes_no_sense_ends_the_start(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"error parsing proxy config: failed parsing mesh config file {MESH_FILE}: "
+    ):
+        loaded(files={MESH_FILE: text})
+
+
+def test_a_mesh_file_that_cannot_be_read_ends_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"mesh config file .*: Permission denied \(os error 13\)"):
+        load({}, FakeMachine(failing=frozenset({MESH_FILE})))
+
+
+def test_an_empty_default_config_is_fine() -> None:
+    assert loaded({"PROXY_CONFIG": ""}, {MESH_FILE: "defaultConfig: null"}).stats_addr.port == 15020
+
+
+def test_without_ipv6_only_ipv4_is_bound() -> None:
+    config = loaded({"IPV6_ENABLED": "false", "UNSTABLE_ENABLE_SOCKS5": "true"})
+
+    assert str(config.inbound_addr) == "0.0.0.0:15008"
+    assert config.admin_addr == Localhost(ipv6=False, port=15000)
+    assert config.socks5_addr == SocketAddress.parse("127.0.0.1:15080")
+    assert 15080 in config.illegal_ports
+
+
+def test_ipv6_may_be_off_on_loopback_alone() -> None:
+    config = loaded(files={LOOPBACK_IPV6_FILE: "1\n"})
+
+    assert config.admin_addr == Localhost(ipv6=False, port=15000)
+    assert str(config.inbound_addr) == "[::]:15008"
+
+
+def test_an_unreadable_switch_counts_as_ipv6_on() -> None:
+    config = load({}, FakeMachine(failing=frozenset({LOOPBACK_IPV6_FILE})))
+
+    assert config.ipv6_loopback
+    assert "Permission denied; taking IPv6 as enabled" in config.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "on"), [("true", True), ("TRUE", True), ("false", False), ("", False), ("1", False)]
+)
+def test_dns_capture(value: str, *, on: bool) -> None:
+    assert loaded({"ISTIO_META_DNS_CAPTURE": value}).dns_proxy is on
+
+
+def test_where_the_dns_proxy_listens() -> None:
+    assert loaded().dns_proxy_addr == Localhost(ipv6=True, port=15053)
+    assert loaded({"ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:53"}).dns_proxy_addr == SocketAddress.parse(
+        "127.0.0.1:53"
+    )
+
+
+def test_values_that_are_not_utf8_count_as_unset() -> None:
+    assert loaded({"ENABLE_PROXY": "\udcff", "CLUSTER_ID": "\udcff"}).cluster_id == "Kubernetes"
+
+
+def test_flags_are_on_only_when_exactly_true() -> None:
+    on = loaded({"TLS12_ENABLED": "true", "AUTHZ_POLICY_INFO_LOGGING": "true", "LOG_FORMAT": "json"})
+    off = loaded({"TLS12_ENABLED": "True", "AUTHZ_POLICY_INFO_LOGGING": "1", "LOG_FORMAT": "JSON"})
+
+    assert (on.tls12_enabled, on.authz_policy_info_logging, on.log_format_json) == (True, True, True)
+    assert (off.tls12_enabled, off.authz_policy_info_logging, off.log_format_json) == (False, False, False)
+
+
+def test_metadata_in_json_is_parsed_and_bad_metadata_left_out() -> None:
+    config = loaded({"ISTIO_METAJSON_GOOD": '{"a": [1]}', "ISTIO_METAJSON_BAD": "{"})
+
+    assert config.node_metadata_json == {"GOOD": {"a": [1]}}
+    assert any(note.startswith("ISTIO_METAJSON_BAD is left out") for note in config.notes)
+
+
+def test_other_policies_have_no_effect() -> None:
+    assert loaded({"COMPLIANCE_POLICY": "fips-140-2"}).compliance_policy == "fips-140-2"
+
+
+def test_the_user_timeout_is_the_sum_of_all_probes() -> None:
+    assert loaded({"USER_TIMEOUT_ENABLED": "true"}).user_timeout_seconds == 1800
+
+
+def test_the_crl_path_may_be_empty() -> None:
+    assert loaded({"CRL_PATH": ""}).crl_path is None
+    assert loaded({"CRL_PATH": "/crl.pem"}).crl_path == "/crl.pem"
+
+
+GOLDEN: dict[str, JsonValue] = {
+    "adminAddr": {"Localhost": [True, 15000]},
+    "altCaHostname": None,
+    "altXdsHostname": None,
+    "caAddress": "https://10.77.0.1:15012",
+    "caHeaders": [["x-tenant", "blue"]],
+    "caRootCert": {"File": "/dir/root-cert.pem"},
+    "clusterDomain": "cluster.local",
+    "clusterId": "Kubernetes",
+    "connectionWindowSize": 16777216,
+    "crlPath": None,
+    "dnsProxy": True,
+    "dnsProxyAddr": {"Localhost": [True, 15053]},
+    "dnsResolverCfg": {
+        "domain": None,
+        "name_servers": [
+            {
+                "connections": [
+                    {"bind_addr": None, "port": 53, "protocol": {"type": "udp"}},
+                    {"bind_addr": None, "port": 53, "protocol": {"type": "tcp"}},
+                ],
+                "ip": "10.77.0.53",
+                "trust_negative_responses": True,
+            }
+        ],
+        "search": [],
+    },
+    "dnsResolverOpts": {
+        "allow_answers": [],
+        "attempts": 2,
+        "avoid_local_udp_ports": [],
+        "cache_size": 4096,
+        "case_randomization": False,
+        "deny_answers": [],
+        "edns0": False,
+        "edns_payload_len": 1232,
+        "ip_strategy": "Ipv4AndIpv6",
+        "max_active_requests": 32,
+        "ndots": 1,
+        "negative_max_ttl": None,
+        "negative_min_ttl": None,
+        "num_concurrent_reqs": 2,
+        "os_port_selection": False,
+        "positive_max_ttl": None,
+        "positive_min_ttl": None,
+        "preserve_intermediates": True,
+        "recursion_desired": True,
+        "server_ordering_strategy": "QueryStatistics",
+        "timeout": 5,
+        "trust_anchor": None,
+        "try_tcp_on_error": False,
+        "use_hosts_file": "Auto",
+    },
+    "enableEnhancedBaggage": True,
+    "fakeCa": False,
+    "fakeSelfInbound": False,
+    "frameSize": 1048576,
+    "illegalPorts": [15001, 15006, 15008],
+    "inboundAddr": "[::]:15008",
+    "inboundPlaintextAddr": "[::]:15006",
+    "inpodPortReuse": True,
+    "inpodUds": "/dir/nodeA/zds.sock",
+    "ipv6Enabled": True,
+    "localNode": "node-a",
+    "localhostAppTunnel": True,
+    "network": "",
+    "numWorkerThreads": 2,
+    "outboundAddr": "[::]:15001",
+    "packetMark": 1337,
+    "poolMaxStreamsPerConn": 100,
+    "poolUnusedReleaseTimeout": {"nanos": 0, "secs": 300},
+    "preferedServiceNamespace": None,
+    "proxy": True,
+    "proxyArgs": "proxy ztunnel",
+    "proxyMetadata": {"CLUSTER_ID": "Kubernetes", "ISTIO_VERSION": "1.2.3"},
+    "proxyMode": "Shared",
+    "proxyWorkloadInformation": None,
+    "readinessAddr": {"SocketAddr": "[::]:15021"},
+    "requireOriginalSource": None,
+    "secretTtl": {"nanos": 500000000, "secs": 86400},
+    "selfTerminationDeadline": {"nanos": 0, "secs": 5},
+    "socketConfig": {
+        "keepaliveEnabled": True,
+        "keepaliveInterval": {"nanos": 0, "secs": 180},
+        "keepaliveRetries": 9,
+        "keepaliveTime": {"nanos": 0, "secs": 180},
+        "userTimeoutEnabled": False,
+    },
+    "socks5Addr": None,
+    "statsAddr": {"SocketAddr": "[::]:15020"},
+    "windowSize": 4194304,
+    "xdsAddress": "https://10.77.0.1:15012",
+    "xdsHeaders": [],
+    "xdsOnDemand": False,
+    "xdsRootCert": {"File": "/dir/root-cert.pem"},
+    "ztunnelIdentity": "spiffe://cluster.local/ns/istio-system/sa/ztunnel",
+    "ztunnelWorkload": {"name": "ztunnel-a", "namespace": "istio-system", "serviceAccount": "ztunnel"},
+}
+
+
+def golden_config() -> Config:
+    environ = {
+        "XDS_ADDRESS": "https://10.77.0.1:15012",
+        "CA_ADDRESS": "https://10.77.0.1:15012",
+        "XDS_ROOT_CA": "/dir/root-cert.pem",
+        "CA_ROOT_CA": "/dir/root-cert.pem",
+        "CA_HEADER_X-TENANT": "blue",
+        "INPOD_UDS": "/dir/nodeA/zds.sock",
+        "NODE_NAME": "node-a",
+        "SECRET_TTL": "86400s 500ms",
+        "POD_NAME": "ztunnel-a",
+        "POD_NAMESPACE": "istio-system",
+        "SERVICE_ACCOUNT": "ztunnel",
+        "ISTIO_META_CLUSTER_ID": "Kubernetes",
+        "ISTIO_META_ISTIO_VERSION": "1.2.3",
+    }
+    files = {RESOLV_CONF: "nameserver 10.77.0.53\n", "/dir/root-cert.pem": "PEM"}
+    return loaded(environ, files)
+
+
+def test_the_dump_has_the_references_keys_and_values() -> None:
+    assert dump_config(golden_config()) == GOLDEN
+
+
+def test_the_dump_names_what_is_switched_on() -> None:
+    environ = {
+        "PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "ns/n/sa", "UNSTABLE_ENABLE_SOCKS5": "true",
+        "XDS_ADDRESS": "", "CA_ROOT_CA": "SYSTEM", "IPV6_ENABLED": "false",
+        "ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:5353",
+    }  # fmt: skip
+
+    dump = dump_config(loaded(environ))
+
+    assert dump["proxyMode"] == "Dedicated"
+    assert dump["proxyWorkloadInformation"] == {"name": "n", "namespace": "ns", "serviceAccount": "sa"}
+    assert dump["socks5Addr"] == "127.0.0.1:15080"
+    assert dump["xdsAddress"] is None
+    assert (dump["caRootCert"], dump["xdsRootCert"]) == ("Default", "Static")
+    assert dump["dnsProxyAddr"] == {"SocketAddr": "127.0.0.1:5353"}
+
+
+def test_the_text_at_start_is_the_dump_as_yaml() -> None:
+    assert yaml.safe_load(config_text(golden_config())) == GOLDEN
+
+
+def test_the_build_line() -> None:
+    build = build_info({"ISTIO_META_ISTIO_VERSION": "1.30.0"})
+
+    assert str(build).startswith('version.BuildInfo{Version:"')
+    assert 'IstioVersion:"1.30.0", CryptoProvider:"tls-openssl"}' in str(build)
+    assert set(build.dump()) == {
+        "version", "gitRevision", "rustVersion", "buildProfile", "buildStatus", "istioVersion",
+        "cryptoProvider",
+    }  # fmt: skip
+
+
+def test_this_machine_is_asked_for_real(tmp_path: object) -> None:
+    machine = ThisMachine()
+
+    assert machine.cpu_count() >= 1
+    assert machine.exists("/proc/self/status")
+    assert not machine.exists("-----BEGIN CERTIFICATE-----\x00" + "x" * 5000)
+    assert "Name:" in machine.read_text("/proc/self/status")
