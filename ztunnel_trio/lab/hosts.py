@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from ztunnel_trio.lab.netlink import KernelLacks, Links
 from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
 from ztunnel_trio.net.netns import THREAD_NETNS, Netns
 from ztunnel_trio.spec.linux import CLONE_NEWNET, SO_MARK
+from ztunnel_trio.spec.network import PROBE_SOURCE_V4, PROBE_SOURCE_V6
 
 GATEWAY_V4: Final = IPv4Address("10.88.0.1")
 GATEWAY_V6: Final = IPv6Address("fd88::1")
@@ -235,6 +236,8 @@ def _build_fabric(fabric: Host) -> None:
             for ip in (GATEWAY_V4, RESOLVER):
                 links.add_address(IPv4Interface((ip, _PREFIX_V4)), BRIDGE)
             links.add_address(IPv6Interface((GATEWAY_V6, _PREFIX_V6)), BRIDGE)
+            for probe in (PROBE_SOURCE_V4, PROBE_SOURCE_V6):  # kubelets probe pods from the fabric
+                links.add_address(ip_interface(probe), BRIDGE)
 
 
 def _build_host(fabric: Host, host: Host) -> None:
