@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.sockets import SocketFactory
@@ -26,7 +27,7 @@ log = get_logger("inpod::statemanager")
 RESTART_SECONDS: Final = 1.0  # a proxy that failed is a bug of ours; often again at once, then hardly ever
 
 
-class ProxyNotStarted(Exception):
+class ProxyNotStarted(Unavailable):
     """A workload's ports could not be bound; the text says which and why."""
 
 
@@ -42,7 +43,8 @@ class Lease:
     """One workload's place in the house."""
 
     info: WorkloadInfo
-    netns: Netns | None
+    netns: Netns | None  # None: the process's own
+    is_own: bool = False  # the proxy's own inbound listener, for its metrics over HBONE
     state: LeaseState = LeaseState.PENDING
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     gone: trio.Event = field(default_factory=trio.Event)
@@ -51,34 +53,48 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class House:
-    """Proxies live in `nursery`, which the app opened; `make_sockets` gives the sockets of a namespace."""
+    """Proxies live in `nursery`, which the app opened; `make_sockets` gives the sockets of a lease."""
 
     node: Node
     nursery: trio.Nursery
     drain: Drain
-    make_sockets: Callable[[Netns | None], SocketFactory]
+    make_sockets: Callable[[Lease], SocketFactory]
     make_name_server: MakeNameServer | None
     leases: dict[str, Lease] = field(default_factory=dict)
     pending: dict[str, WorkloadInfo] = field(default_factory=dict)
 
-    async def start(self, uid: str, info: WorkloadInfo, netns: Netns | None) -> None:
-        """Bind a workload's ports and serve them. Once started, the namespace is the house's to close.
+    async def start(self, uid: str, info: WorkloadInfo, netns: Netns) -> None:
+        """Bind a pod's ports and serve them. Once started, the namespace is the house's to close.
 
         Raises:
             ProxyNotStarted: a port could not be bound. Nothing is left running, the namespace stays the
-                caller's, and the workload is listed as pending until it starts or is stopped.
+                caller's, and the pod is listed as pending until it starts or is stopped.
         """
         self.pending[uid] = info
-        lease = Lease(info, netns)
+        try:
+            await self.start_lease(uid, Lease(info, netns))
+            del self.pending[uid]
+        finally:
+            self.report()
+
+    async def start_here(
+        self, uid: str, info: WorkloadInfo, *, is_own: bool = False, begin: trio.Event | None = None
+    ) -> None:
+        """Bind a workload's ports in the process's own namespace; serve them from `begin` on.
+
+        Raises:
+            ProxyNotStarted: a port could not be bound.
+        """
+        await self.start_lease(uid, Lease(info, None, is_own), begin)
+
+    async def start_lease(self, uid: str, lease: Lease, begin: trio.Event | None = None) -> None:
+        """Bind, then run in the nursery."""
         try:
             proxy = self.bind(lease)
         except OSError as error:
             raise ProxyNotStarted(str(error)) from error
-        finally:
-            self.report()
-        del self.pending[uid]
         self.leases[uid] = lease
-        await self.nursery.start(self.live, uid, lease, proxy)
+        await self.nursery.start(self.live, uid, lease, proxy, begin)
 
     async def stop(self, uid: str) -> None:
         """End a workload's proxy at once; returns when its last task is gone. An unknown uid is fine."""
@@ -90,9 +106,9 @@ class House:
 
     def bind(self, lease: Lease) -> WorkloadProxy:
         """A workload's proxy with all its ports bound, not yet serving."""
-        proxy = WorkloadProxy(self.node, lease.info, self.make_sockets(lease.netns), lease.registry)
+        proxy = WorkloadProxy(self.node, lease.info, self.make_sockets(lease), lease.registry, lease.is_own)
         with span("proxy", wl=f"{lease.info.namespace}/{lease.info.name}"):
-            proxy.bind(self.make_name_server)
+            proxy.bind(None if lease.is_own else self.make_name_server)
         return proxy
 
     async def live(
@@ -100,21 +116,27 @@ class House:
         uid: str,
         lease: Lease,
         proxy: WorkloadProxy,
+        begin: trio.Event | None,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """The life of one lease: serve until drained or stopped, beginning anew where the proxy failed."""
-        self.node.metrics.proxy_started()
+        if lease.netns is not None:
+            self.node.metrics.proxy_started()
         try:
             with lease.scope, span("proxy", wl=f"{lease.info.namespace}/{lease.info.name}"):
+                if begin is not None:
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
+                    await begin.wait()
                 await self.serve(lease, proxy, task_status)
         finally:
             proxy.close()
             if lease.netns is not None:
                 lease.netns.close()
+                self.node.metrics.proxy_stopped()
             if self.leases.get(uid) is lease:
                 del self.leases[uid]
-            self.node.metrics.proxy_stopped()
             self.report()
             lease.gone.set()
 
@@ -143,11 +165,12 @@ class House:
                 log.warning("proxy of %s cannot start again: %s", lease.info, io_text(error))
 
     def report(self) -> None:
-        """Tell the gauges how many proxies are up and how many are not."""
-        up = sum(lease.state is LeaseState.UP for lease in self.leases.values())
+        """Tell the gauges how many pods' proxies are up and how many are not."""
+        states = [lease.state for lease in self.pods().values()]
+        up = states.count(LeaseState.UP)
         self.node.metrics.proxies_active(up)
-        self.node.metrics.proxies_pending(len(self.pending) + len(self.leases) - up)
+        self.node.metrics.proxies_pending(len(self.pending) + len(states) - up)
 
-    def states(self) -> Mapping[str, Lease | WorkloadInfo]:
-        """Every workload by uid: its lease, or what is known of one whose start failed."""
-        return {**self.pending, **self.leases}
+    def pods(self) -> Mapping[str, Lease]:
+        """The leases of pods, by uid."""
+        return {uid: lease for uid, lease in self.leases.items() if lease.netns is not None}
