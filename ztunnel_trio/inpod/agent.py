@@ -216,6 +216,10 @@ class Agent:
                 datagram = packets.receive_nowait()
             except BlockingIOError:  # readable for nothing
                 continue
+            except OSError as error:
+                if not has_spoken:  # a reset: it closed without reading our hello
+                    raise _AnnouncementFailed(_io_text(error)) from error
+                raise
             if not datagram.data:
                 datagram.close()
                 if not has_spoken:

@@ -204,11 +204,11 @@ class SeqPacketListener:
                 return SeqPacket(sock)
 
 
-def _rights(level: int, kind: int, raw: bytes) -> array.array[int]:
+def _rights(level: int, kind: int, raw: bytes) -> list[int]:
     """The descriptors of one control message; a kernel that cut it short cut whole numbers."""
     found = array.array("i")
     if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
         found.frombytes(raw[: len(raw) - len(raw) % found.itemsize])
     else:
         log.warning("ignoring unexpected control message: level %s, type %s", level, kind)
-    return found
+    return found.tolist()
