@@ -121,8 +121,7 @@ class Mesh:
         for backing, shape in template.backings:
             if template.healthy or backing.takes_unhealthy:
                 backing.endpoints[uid] = shape
-                if backing.memo:
-                    backing.memo.clear()
+                backing.memo = None
             else:
                 self._services.pass_over(backing, uid, shape)
         if old is not None:
@@ -227,7 +226,11 @@ class Mesh:
         it endpoints, whose workloads do not name it.
         """
         backing = self._services.known_backing(service.key)
-        return None if backing is None or backing.given or backing.service is not service else backing.memo
+        if backing is None or backing.given or backing.service is not service:
+            return None
+        if backing.memo is None:
+            backing.memo = {}
+        return backing.memo
 
     def policies_for(self, workload: Workload) -> tuple[list[Authorization], list[str]]:
         """The policies of a workload: mesh-wide, its namespace's, those attached; and the attached keys

@@ -58,19 +58,19 @@ class Backing:
     endpoints: dict[str, Shape] = field(default_factory=dict)
     templates: int = 0
     given: frozenset[str] = frozenset()
-    memo: dict[Hashable, object] = field(default_factory=dict)
+    memo: dict[Hashable, object] | None = None
 
     def set_service(self, service: Service | None) -> None:
         """Make the service known, or forget it."""
         self.service = service
         self.takes_unhealthy = service is None or service.allows_unhealthy
-        self.memo.clear()
+        self.memo = None
 
     def drop(self, uids: Iterable[str]) -> None:
         """Remove endpoints, known ones or not."""
         for uid in uids:
             self.endpoints.pop(uid, None)
-        self.memo.clear()
+        self.memo = None
 
 
 class Endpoints(Mapping[str, Endpoint]):
@@ -163,7 +163,7 @@ class Services:
     def withdraw(self, backing: Backing, uid: str) -> None:
         """A workload is gone or about to be put again: forget its endpoint."""
         backing.endpoints.pop(uid, None)
-        backing.memo.clear()
+        backing.memo = None
         if self._passed_over and (uids := self._passed_over.get(backing.key)) is not None:
             uids.pop(uid, None)
 
