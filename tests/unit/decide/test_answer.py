@@ -290,3 +290,11 @@ def test_a_headless_service_gives_one_address_a_workload_and_skips_those_without
 
     assert texts(look_up(mesh, "h")) == ["10.0.0.1"]
     assert texts(look_up(mesh, "h", "AAAA")) == ["fd00::1"]
+
+
+def test_an_unhealthy_endpoint_of_a_local_file_is_not_listed() -> None:
+    service = kubernetes("h", "ns1")
+    mesh = mesh_of([], pod("a", "10.0.0.1"))
+    mesh.apply(Batch(addresses=[ServiceEntry(service, {"a": Endpoint("a", {}, Health.UNHEALTHY)})]))
+
+    assert look_up(mesh, "h") == Empty(NoAddress.NONE)

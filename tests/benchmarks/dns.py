@@ -1,0 +1,226 @@
+"""Queries a second and latency of the DNS server, beside a stock one: mesh names and forwarded names.
+
+    python -m tests.benchmarks.dns [--dnsmasq PATH] [--seconds 2]
+
+Servers are child processes, the load generator is this one. Ours has `SERVICES` services in its mesh, dnsmasq
+the same names as host records and no cache, so that both ask the same upstream for every forwarded query.
+`per core` divides the answers by the CPU the server used.
+"""
+
+import argparse
+import itertools
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+
+import dns.message
+import trio
+
+from tests.fakes.dns_mesh import CLIENT, kubernetes, mesh_of
+from ztunnel_trio.control.live_mesh import LiveMesh
+from ztunnel_trio.dns.forward import Forwarder
+from ztunnel_trio.dns.resolv_conf import ResolvConf
+from ztunnel_trio.dns.server import DnsServer, DnsSettings, bind
+from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
+from ztunnel_trio.observe.metrics import Metrics
+from ztunnel_trio.supervise.drain import Drain
+
+LOOPBACK = IPv4Address("127.0.0.1")
+SERVICES = 1000
+OUTSTANDING = 32
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def service_name(n: int) -> str:
+    return f"svc{n}.ns1.svc.cluster.local"
+
+
+def service_address(n: int) -> str:
+    return f"10.96.{n >> 8}.{n & 255}"
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((str(LOOPBACK), 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def serve_upstream(port: int) -> None:
+    """A resolver that answers every question with one address, as fast as Python can."""
+    answer = bytes.fromhex("c00c000100010000003c0004c0000201")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((str(LOOPBACK), port))
+        while True:
+            query, peer = sock.recvfrom(4096)
+            end = query.index(b"\0", 12) + 5
+            sock.sendto(query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:end] + answer, peer)
+
+
+def serve_ours(port: int, upstream: int) -> None:
+    services = [kubernetes(f"svc{n}", "ns1", service_address(n)) for n in range(SERVICES)]
+    factory = SocketFactory(None, SocketSettings())
+    conf = ResolvConf(servers=(SocketAddress(LOOPBACK, upstream),))
+
+    async def main() -> None:
+        server = DnsServer(
+            sockets=bind(factory, SocketAddress(LOOPBACK, port), ipv6=False),
+            live=LiveMesh(mesh_of(services)),
+            client=CLIENT.info,
+            forwarder=Forwarder(factory, conf),
+            settings=DnsSettings(),
+            metrics=Metrics(),
+            rng=random.Random(),
+        )
+        await server.run(Drain(0))
+
+    trio.run(main)
+
+
+@contextmanager
+def forked(work: Callable[[], None]) -> Iterator[int]:
+    """A child process doing `work` until the block ends."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@contextmanager
+def dnsmasq(path: str, port: int, upstream: int) -> Iterator[int]:
+    records = [f"--host-record={service_name(n)},{service_address(n)}" for n in range(SERVICES)]
+    command = [
+        path,
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--user=root",
+    ]
+    command += ["--bind-interfaces", f"--listen-address={LOOPBACK}", f"--port={port}", "--cache-size=0"]
+    command += [f"--server={LOOPBACK}#{upstream}", "--dns-forward-max=1000", "--pid-file=", *records]
+    with subprocess.Popen(command) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def cpu_seconds(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def mesh_queries() -> Iterator[bytes]:
+    names = [service_name(n) for n in range(0, SERVICES, SERVICES // 100)]
+    return itertools.cycle([dns.message.make_query(name, "A", id=7).to_wire() for name in names])
+
+
+def cold_queries() -> Iterator[bytes]:
+    """Mesh names none of which is asked twice within what a server keeps."""
+    order = [dns.message.make_query(service_name(n), "A", id=7).to_wire() for n in range(SERVICES)]
+    return itertools.cycle(order)
+
+
+def other_queries() -> Iterator[bytes]:
+    template = dns.message.make_query("n00000000.example.org", "A", id=7).to_wire()
+    for n in itertools.count():
+        yield template.replace(b"n00000000", b"n%08d" % n)
+
+
+def wait_until_answered(sock: socket.socket) -> None:
+    sock.settimeout(0.1)
+    for _ in range(100):
+        try:
+            sock.send(next(mesh_queries()))
+            sock.recv(4096)
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    sys.exit("the server does not answer")
+
+
+def measure(name: str, port: int, pid: int, seconds: float) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((str(LOOPBACK), port))
+        wait_until_answered(sock)
+        for kind, queries in (
+            ("mesh", mesh_queries()),
+            ("mesh, cold", cold_queries()),
+            ("forwarded", other_queries()),
+        ):
+            rate, cpu = throughput(sock, pid, queries, seconds)
+            p50, p99 = latency(sock, queries, seconds / 2)
+            sys.stdout.write(
+                f"{name:8} {kind:10} {rate:8.0f} queries/s  {rate / cpu if cpu else 0:8.0f} per core"
+                f"  p50 {p50 * 1e6:5.0f} us  p99 {p99 * 1e6:5.0f} us\n"
+            )
+
+
+def throughput(
+    sock: socket.socket, pid: int, queries: Iterator[bytes], seconds: float
+) -> tuple[float, float]:
+    """Answers a second with `OUTSTANDING` queries in flight, and the server's CPU seconds a second."""
+    sock.settimeout(1)
+    cpu, began, answered = cpu_seconds(pid), time.perf_counter(), 0
+    for _ in range(OUTSTANDING):
+        sock.send(next(queries))
+    while time.perf_counter() - began < seconds:
+        sock.recv(4096)
+        answered += 1
+        sock.send(next(queries))
+    elapsed = time.perf_counter() - began
+    used = cpu_seconds(pid) - cpu
+    for _ in range(OUTSTANDING):
+        sock.recv(4096)
+    return answered / elapsed, used / elapsed
+
+
+def latency(sock: socket.socket, queries: Iterator[bytes], seconds: float) -> tuple[float, float]:
+    """Median and 99th percentile of one query at a time."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        sock.send(next(queries))
+        sock.recv(4096)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times), statistics.quantiles(times, n=100)[98]
+
+
+def main(path: str | None, seconds: float) -> None:
+    upstream, ours, stock = free_port(), free_port(), free_port()
+    with forked(lambda: serve_upstream(upstream)):
+        with forked(lambda: serve_ours(ours, upstream)) as pid:
+            measure("ours", ours, pid, seconds)
+        if path is None:
+            sys.stdout.write("dnsmasq  not found\n")
+            return
+        with dnsmasq(path, stock, upstream) as pid:
+            measure("dnsmasq", stock, pid, seconds)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dnsmasq", default=shutil.which("dnsmasq"))
+    parser.add_argument("--seconds", type=float, default=2.0)
+    chosen = parser.parse_args()
+    main(chosen.dnsmasq, chosen.seconds)
