@@ -261,7 +261,7 @@ def proven_peer(tls: Finished) -> TlsPeer:
 
 def describe(error: ssl.SSLError) -> str:
     """The text of a TLS failure, in rustls' words where it has some."""
-    reason = error.reason or ""
+    reason: str = getattr(error, "reason", None) or ""  # an error made by hand has none
     if isinstance(error, ssl.SSLCertVerificationError):
         text = _VERIFY_TEXTS.get(error.verify_code, f"Other(OtherError({error.verify_message}))")
         return f"invalid peer certificate: {text}"

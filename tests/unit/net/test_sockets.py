@@ -12,6 +12,7 @@ import trio
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.net import sockets
 from ztunnel_trio.net.sockets import BindFailed, SocketFactory, SocketSettings
 
 SETTINGS = SocketSettings()
@@ -152,3 +153,35 @@ async def test_a_deadline_ends_a_dial_that_nobody_answers() -> None:
             sock.close()
     assert scope.cancelled_caught
     assert len(begun) < 5
+
+
+class Unprivileged(socket.socket):
+    """A socket that refuses what needs a capability, as in a container without one."""
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:  # type: ignore[override]
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_a_source_that_is_not_permitted_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with Unprivileged() as sock:
+        sockets._bind_foreign(sock, IPv4Address("192.0.2.1"))
+        assert sock.getsockname() == ("0.0.0.0", 0)
+    with Unprivileged(socket.AF_INET6) as sock:
+        sockets._bind_foreign(sock, IPv6Address("2001:db8::1"))
+        assert sock.getsockname()[1] == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "failed to set freebind: [Errno 1] Operation not permitted"
+    ] * 2
+
+
+def test_a_port_that_cannot_be_shared_is_a_warning_for_tcp(caplog: pytest.LogCaptureFixture) -> None:
+    with Unprivileged() as sock:
+        sockets._share_port(sock)
+    assert caplog.records[0].getMessage().startswith("setting set_reuseport failed: ")
+
+
+def test_transparency_that_is_not_permitted_fails_only_where_it_is_required() -> None:
+    with Unprivileged() as sock:
+        assert not sockets._make_transparent(sock, required=False)
+        with pytest.raises(PermissionError):
+            sockets._make_transparent(sock, required=True)

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from trio.testing import wait_all_tasks_blocked
 
-from tests.fakes.cancellation import cancelled_everywhere_now
+from tests.fakes.cancellation import cancelled_everywhere_now, open_descriptors
 from tests.fakes.pki import FAR_AWAY, LONG_AGO, Authority, key_pem_of
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.model.certificate import WorkloadCertificate
@@ -505,3 +505,66 @@ async def test_a_silent_peer_holds_nobody_up() -> None:
         assert outcome.first_read == b"hello"
         nursery.cancel_scope.cancel()
     silent.close()
+
+
+def verification_error(code: int, message: str) -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "verify failed")
+    error.verify_code, error.verify_message, error.reason = code, message, "CERTIFICATE_VERIFY_FAILED"
+    return error
+
+
+def ssl_error(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, "failed")
+    error.reason = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (verification_error(23, "revoked"), "invalid peer certificate: Revoked"),
+        (verification_error(18, "self-signed"), "invalid peer certificate: UnknownIssuer"),
+        (
+            verification_error(34, "unhandled critical extension"),
+            "invalid peer certificate: Other(OtherError(unhandled critical extension))",
+        ),
+        (ssl_error("SSLV3_ALERT_CERTIFICATE_UNKNOWN"), "received fatal alert: CertificateUnknown"),
+        (ssl_error("SSLV3_ALERT_CERTIFICATE_EXPIRED"), "received fatal alert: CertificateExpired"),
+        (ssl_error("TLSV1_ALERT_UNKNOWN_CA"), "received fatal alert: UnknownCA"),
+        (ssl_error("TLSV13_ALERT_CERTIFICATE_REQUIRED"), "received fatal alert: CertificateRequired"),
+        (ssl_error("TLSV1_ALERT_NO_APPLICATION_PROTOCOL"), "received fatal alert: NoApplicationProtocol"),
+        (ssl_error("NO_SHARED_CIPHER"), "tls: no shared cipher"),
+        (ssl_error(""), "tls: failed"),
+        (ssl.SSLZeroReturnError(6, "closed"), "tls handshake eof"),
+    ],
+)
+def test_failures_are_told_in_the_words_operators_know(error: ssl.SSLError, text: str) -> None:
+    assert describe(error) == text
+
+
+@trio_test
+async def test_a_name_that_is_no_text_is_refused() -> None:
+    good = certificate(ROOT, SERVER, "spiffe://cluster.local/ns/x/sa/ABCD")
+    leaf = x509.load_der_x509_certificate(good.leaf_der)
+    tampered = leaf.tbs_certificate_bytes.replace(b"ABCD", b"\xff\xfe\xfd\xfc")
+    signature = ROOT.key.sign(tampered, ec.ECDSA(hashes.SHA256()))
+    bits = b"\x00" + signature
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
+    content = tampered + algorithm + b"\x03" + bytes([len(bits)]) + bits
+    assert 256 <= len(content) < 65536
+    wrong = replace(good, leaf_der=b"\x30\x82" + len(content).to_bytes(2, "big") + content)
+
+    outcome = await meet(wrong, CLIENT_CERTIFICATE)
+
+    assert outcome.client == "invalid peer certificate: BadEncoding"
+
+
+def test_roots_that_cannot_be_read_are_a_misconfiguration() -> None:
+    with pytest.raises(TlsMisconfigured, match="certificate: "):
+        TlsContexts().server_context(certificate(ROOT, SERVER, roots=[b"\x30\x00"]))
+
+
+def test_the_key_is_in_no_directory_and_no_descriptor_stays() -> None:
+    before = open_descriptors()
+    TlsContexts().server_context(certificate(ROOT, SERVER))
+    assert open_descriptors() == before
