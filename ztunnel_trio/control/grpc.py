@@ -283,7 +283,7 @@ class CallStream:
             ConnectionEnded: as it says.
         """
         if self._stream.initial_metadata is None:
-            await self._translated(self._stream.recv_initial_metadata)
+            await self._translated(self._stream.recv_initial_metadata, hears=True)
 
     async def begin_message(self) -> int | None:
         """Wait for the next message and return its size, or None when the server has ended with status OK.
@@ -338,16 +338,11 @@ class CallStream:
             raise WeBrokeProtocol("a stream whose receive was cancelled has lost its place")
 
         async def read() -> bytes:
-            buffer = self._stream._stream.buffer
-            if buffer._eof and self._stream._wrapper._error is not None:
-                # the server ended, then reset or closed: what it said before is still to be heard
-                buffer._ack_callback = _give_no_credit
-                return await buffer.read(size)
             with self._stream._wrapper:
-                return await buffer.read(size)
+                return await self._stream._stream.recv_data(size)
 
         self._lost = True  # until the bytes are here: a cancelled read may have taken some with it
-        data = await self._translated(read)
+        data = await self._translated(read, hears=True)
         self._lost = False
         return data
 
@@ -360,10 +355,21 @@ class CallStream:
             raise GRPCError(grpclib.const.Status.UNKNOWN, "stream ended without trailers")
         self._stream._raise_for_grpc_status(*self._stream._process_grpc_status(dict(trailers)))
 
-    async def _translated(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run one asyncio step of this call, with its errors in our words."""
+    async def _translated(self, step: Callable[[], Awaitable[T]], *, hears: bool = False) -> T:
+        """Run one asyncio step of this call, with its errors in our words.
+
+        A step that `hears` is tried again after a reset that followed the server's regular end: grpclib
+        interrupts everybody, but what the server said before is still there to be heard.
+        """
         try:
-            return await _from_asyncio(step)
+            try:
+                return await _from_asyncio(step)
+            except StreamTerminatedError:
+                if not (hears and self._stream._stream.buffer._eof):
+                    raise
+                self._stream._wrapper = Wrapper()
+                self._stream._stream.buffer._ack_callback = _give_no_credit
+                return await _from_asyncio(step)
         except GRPCError as error:
             raise self._bad_status(error) from error
         except StreamTerminatedError as error:
@@ -381,6 +387,11 @@ class CallStream:
             raise BadMessage("message cut short") from error
 
     def _bad_status(self, error: GRPCError) -> BadStatus:
+        headers = dict(self._stream._stream.headers or ()) if self._stream._send_request_done else {}
+        if "grpc-status" in headers and error.status is grpclib.const.Status.UNKNOWN:
+            # a refusal without content-type: its status says more than grpclib's complaint
+            status, message, _ = self._stream._process_grpc_status(headers)
+            return BadStatus(GrpcCode(status.value), message or "", answered=False)
         return BadStatus(GrpcCode(error.status.value), error.message or "", answered=self.answered)
 
 
@@ -469,19 +480,18 @@ async def serve(
     A listening `sock` may be handed in (made in another network namespace), it is owned from then on. An
     `ssl_context` must offer ALPN `h2`. Handlers run as Trio tasks and are cancelled when their client goes.
     """
+    listening = socket.create_server((host, port), family=_family(host)) if sock is None else sock
+    listening.setblocking(False)
     server = _Server([_Mapping(handlers)], codec=_RAW)
     served = server.served
+    served.port = listening.getsockname()[1]
 
     async def start() -> None:
-        if sock is not None:
-            await server.start(sock=sock, ssl=ssl_context)
-        else:
-            await server.start(host, port, ssl=ssl_context)
+        await server.start(sock=listening, ssl=ssl_context)
 
-    await _from_asyncio(start)
+    with trio.move_on_after(_CLOSE_SECONDS, shield=True):  # cancelled halfway it would lose its socket
+        await _from_asyncio(start)
     try:
-        assert isinstance(server._server, asyncio.base_events.Server)
-        served.port = server._server.sockets[0].getsockname()[1]
         task_status.started(served)
         await trio.sleep_forever()
     finally:
@@ -490,6 +500,10 @@ async def serve(
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             await _from_asyncio(server.wait_closed)
     raise AssertionError("unreachable")
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def server_context(chain_file: str, key_file: str | None = None) -> ssl.SSLContext:

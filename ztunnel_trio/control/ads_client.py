@@ -1,0 +1,317 @@
+"""The stream task: mesh state from istiod over delta xDS, applied in slices, answered, and asked for more.
+
+Theory of operation. `run()` makes one attempt after the other for the life of the process; `wire.ads` says
+what to send and how long to wait. A response is read in pieces, its resources are decoded and applied for
+about two milliseconds at a time with a checkpoint between, and answered when the mesh has all of it. While a
+response is applied nothing more is read: flow control holds istiod back. The mesh outlives every stream.
+
+A large response stops the garbage collector while it is applied and freezes what it left: the mesh is
+acyclic, and collections over hundreds of thousands of objects would stop every connection.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, NoReturn, Protocol
+
+import trio
+
+from ztunnel_trio.control.credentials import Caller, RootSource, load_roots
+from ztunnel_trio.control.grpc import (
+    DEFAULT_SETTINGS,
+    CallStream,
+    ChannelSettings,
+    GrpcFailed,
+    Target,
+    open_channel,
+)
+from ztunnel_trio.control.live_mesh import LiveMesh
+from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
+from ztunnel_trio.mesh.decode import AddressEntry, PolicyEntry, prepare_address, prepare_policy
+from ztunnel_trio.mesh.mesh import Batch
+from ztunnel_trio.observe.log import span
+from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel_trio.wire.ads import (
+    DELTA_PATH,
+    CompleteEnd,
+    Discovery,
+    NodeFacts,
+    OtherEnd,
+    Outcome,
+    Rejection,
+    Response,
+    ResponseSplitter,
+    Retries,
+    StatusEnd,
+    StreamEnd,
+    Subscription,
+    parse_resource,
+)
+
+log = logging.getLogger("ztunnel::xds::client")
+
+SLICE_SECONDS: Final = 0.002
+_CLOCK_EVERY: Final = 8  # resources between two looks at the clock
+_DECODE_FAILED: Final = "decode: "
+_LARGE_RESPONSE: Final = 10_000  # resources; from here on the collector pauses
+_REMOVALS_AT_ONCE: Final = 256
+
+
+class XdsMetrics(Protocol):
+    """What is counted of the stream."""
+
+    def xds_termination(self, reason: str) -> None:
+        """One attempt has ended."""
+
+    def xds_message(self, url: str, size: int) -> None:
+        """One response of a type was received, with that many bytes of payload."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdsSettings:
+    """How to speak with istiod."""
+
+    on_demand: bool = False
+    """XDS_ON_DEMAND: addresses only when a connection needs them."""
+    demand_seconds: float = 10.0
+    """How long a demand may take. The reference waits without limit."""
+    channel: ChannelSettings = DEFAULT_SETTINGS
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    """A name asked for on demand, and how many wait for the answer."""
+
+    answered: trio.Event = field(default_factory=trio.Event)
+    askers: int = 0
+
+
+class AdsClient:
+    """The one discovery stream of this process. See the module's text."""
+
+    def __init__(
+        self,
+        live: LiveMesh,
+        target: Target,
+        roots: RootSource,
+        caller: Caller,
+        node: NodeFacts,
+        *,
+        metrics: XdsMetrics,
+        settings: AdsSettings | None = None,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._live = live
+        self._target = target
+        self._roots = roots
+        self._caller = caller
+        self._metrics = metrics
+        self._settings = settings or AdsSettings()
+        self._on_ready = on_ready
+        self._retries = Retries(str(target))
+        self._core = Discovery(
+            node.as_node(),
+            [
+                Subscription(ADDRESS_TYPE, on_demand=self._settings.on_demand),
+                Subscription(AUTHORIZATION_TYPE),
+            ],
+        )
+        self._attempts = 0
+        self._questions: dict[str, _Question] = {}  # as many as connections wait for one, at most
+        self._unsent: dict[str, None] = {}
+        self._something_unsent = trio.Event()
+
+    async def run(self) -> NoReturn:
+        """Keep a stream open until cancelled, inside `grpc.open_control_loop()`."""
+        while True:
+            self._attempts += 1
+            with span("xds", id=self._attempts):
+                retry = self._retries.after(await self._attempt())
+                self._metrics.xds_termination(retry.reason.value)
+                log.log(logging.WARNING if retry.is_warning else logging.DEBUG, "%s", retry.text)
+            await trio.sleep(retry.seconds)
+
+    async def demand(self, name: str) -> None:
+        """Ask istiod for an address (`network/ip`, uid or `namespace/hostname`); returns when it has
+        answered, whatever it said, or when it takes too long. The mesh then has what there is.
+
+        Several who ask for one name share the question.
+        """
+        question = self._questions.get(name)
+        if question is None:
+            question = self._questions[name] = _Question()
+            self._unsent[name] = None
+            self._something_unsent.set()
+        question.askers += 1
+        try:
+            with trio.move_on_after(self._settings.demand_seconds) as limit:
+                await question.answered.wait()
+        finally:
+            question.askers -= 1
+            if not question.askers and self._questions.get(name) is question:
+                del self._questions[name]
+                self._unsent.pop(name, None)
+        if limit.cancelled_caught:
+            log.warning("on demand request for %s was not answered in time", name)
+
+    async def _attempt(self) -> StreamEnd:
+        """One stream, from connecting to its end."""
+        try:
+            metadata = await self._caller.metadata()
+            roots = await load_roots(self._roots)
+            async with open_channel(self._target, roots, self._settings.channel) as channel:
+                stream = await channel.open_stream(DELTA_PATH, metadata)
+                for request in self._core.open_stream():
+                    await stream.send(request)
+                await self._talk(stream)
+        except Unavailable as error:
+            return OtherEnd(str(error))
+        except PeerBrokeProtocol as error:
+            return OtherEnd(str(error))
+        except GrpcFailed as error:
+            return StatusEnd(error.code, error.message, answered=error.answered, source=error.source)
+        return CompleteEnd()
+
+    async def _talk(self, stream: CallStream) -> None:
+        """Receive and answer until istiod ends the stream; demands go out in between."""
+        await stream.wait_answered()
+        log.info("Stream established")
+        failures: list[GrpcFailed] = []
+        ended: GrpcFailed | PeerBrokeProtocol | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_demands, stream, failures, nursery.cancel_scope)
+            try:
+                while (size := await stream.begin_message()) is not None:
+                    await self._take(stream, await _read_response(stream, size))
+            except (GrpcFailed, PeerBrokeProtocol) as error:
+                ended = error
+            nursery.cancel_scope.cancel(reason="stream ended")
+        if failures:
+            raise failures[0]
+        if ended is not None:
+            raise ended
+
+    async def _send_demands(
+        self, stream: CallStream, failures: list[GrpcFailed], whole: trio.CancelScope
+    ) -> None:
+        while True:
+            if not self._unsent:
+                self._something_unsent = trio.Event()
+                await self._something_unsent.wait()
+            name = next(iter(self._unsent))
+            del self._unsent[name]
+            log.info("received on demand request %s/%s", ADDRESS_TYPE, name)
+            try:
+                await stream.send(self._core.demand(ADDRESS_TYPE, name))
+            except GrpcFailed as error:
+                failures.append(error)
+                whole.cancel(reason="stream ended")
+                return
+
+    async def _take(self, stream: CallStream, response: Response) -> None:
+        """Apply one response, then answer it."""
+        counts = {"size": len(response.resources), "removes": len(response.removed)}
+        log.debug("received response", extra={"fields": {"type_url": response.type_url, **counts}})
+        outcome = Outcome()
+        vanished: list[str] = []
+        if self._core.handles(response.type_url):
+            with collector_paused(len(response.resources)):
+                received_bytes = await self._apply_resources(response, outcome)
+                vanished = self._core.vanished(response, outcome)
+                await self._apply_removals(response.type_url, [*response.removed, *vanished])
+        else:
+            log.error("unknown type: %s", response.type_url)
+            received_bytes = sum(map(len, response.resources))
+        self._metrics.xds_message(response.type_url, received_bytes)
+        finished = self._core.finish(response, outcome, vanished)
+        for name in finished.answered:
+            question = self._questions.pop(name, None)
+            if question is not None:
+                self._unsent.pop(name, None)
+                question.answered.set()
+        said = {"type_url": response.type_url, "nonce": response.nonce}
+        if finished.error is None:
+            log.debug("sending response", extra={"fields": {**said, "type": "ACK"}})
+        else:
+            log.error("sending response", extra={"fields": {**said, "type": "NACK", "error": finished.error}})
+        if finished.became_ready:
+            self._on_ready()
+        await stream.send(finished.request)
+
+    async def _apply_resources(self, response: Response, outcome: Outcome) -> int:
+        """Decode and apply resources in slices; returns how many bytes of payload there were."""
+        is_address = response.type_url == ADDRESS_TYPE
+        resources = response.resources
+        received_bytes = 0
+        while resources:
+            until = _now() + SLICE_SECONDS / 2  # the other half is for applying
+            addresses: list[AddressEntry] = []
+            policies: list[PolicyEntry] = []
+            while resources:
+                for _ in range(min(_CLOCK_EVERY, len(resources))):
+                    try:
+                        resource = parse_resource(resources.popleft())
+                    except PeerBrokeProtocol as error:
+                        outcome.unusable.append(Rejection("", str(error)))
+                        continue
+                    outcome.receive(resource)
+                    try:
+                        if resource.value is None:
+                            raise PeerBrokeProtocol("XDS payload without resource")
+                        received_bytes += len(resource.value)
+                        if is_address:
+                            addresses.append(prepare_address(resource.name, resource.value))
+                        else:
+                            policies.append(prepare_policy(resource.name, resource.value))
+                    except PeerBrokeProtocol as error:
+                        _reject(outcome, Rejection(resource.name, str(error)))
+                if _now() >= until:
+                    break
+            self._live.apply(Batch(addresses=addresses, policies=policies, last=False))
+            await trio.lowlevel.checkpoint()
+        return received_bytes
+
+    async def _apply_removals(self, type_url: str, names: list[str]) -> None:
+        """Remove names, and say that the response is complete."""
+        for start in range(0, max(1, len(names)), _REMOVALS_AT_ONCE):
+            some = names[start : start + _REMOVALS_AT_ONCE]
+            last = start + _REMOVALS_AT_ONCE >= len(names)
+            if type_url == ADDRESS_TYPE:
+                self._live.apply(Batch(removed_addresses=some, last=last))
+            else:
+                self._live.apply(Batch(removed_policies=some, last=last))
+            await trio.lowlevel.checkpoint()
+
+
+def _reject(outcome: Outcome, rejection: Rejection) -> None:
+    """File a rejection: a NACK names what the mesh refused before what did not even decode."""
+    is_unusable = rejection.reason.startswith((_DECODE_FAILED, "XDS payload without resource"))
+    (outcome.unusable if is_unusable else outcome.refused).append(rejection)
+
+
+async def _read_response(stream: CallStream, size: int) -> Response:
+    splitter = ResponseSplitter(size)
+    while piece := await stream.piece():
+        splitter.feed(piece)
+        await trio.lowlevel.checkpoint()
+    return splitter.finish()
+
+
+def _now() -> float:
+    return trio.current_time()
+
+
+@contextmanager
+def collector_paused(resources: int) -> Generator[None, None, None]:
+    """Keep the garbage collector out of a large load, and out of what it leaves (`gc.freeze`)."""
+    if resources < _LARGE_RESPONSE or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -1,0 +1,169 @@
+"""What the control plane's clients authenticate with and whom they trust, read anew for every attempt."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+import trio
+
+from ztunnel_trio.control.grpc import PemRoots, Roots, SystemRoots, Target
+from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol, Unavailable
+from ztunnel_trio.model.certificate import CERTIFICATE_LABEL, pem_blocks
+
+SYSTEM: Final = "SYSTEM"
+_READ_SECONDS: Final = 10.0  # a projected volume that hangs must not hang us
+_MOST_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FromFile:
+    """A file, read whenever its content is needed: Kubernetes replaces it."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """The content itself, out of the configuration."""
+
+    text: str = field(repr=False)
+
+
+Token = FromFile | Literal
+RootSource = FromFile | Literal | SystemRoots
+
+
+def token_source(setting: str) -> Token:
+    """Read `AUTH_TOKEN`: an existing path is a file, anything else the token (ztunnel src/config.rs)."""
+    return FromFile(setting) if os.path.exists(setting) else Literal(setting)
+
+
+def root_source(setting: str) -> RootSource:
+    """Read `XDS_ROOT_CA` or `CA_ROOT_CA`: an existing path, the word SYSTEM, or else PEM text."""
+    if os.path.exists(setting):
+        return FromFile(setting)
+    return SystemRoots() if setting == SYSTEM else Literal(setting)
+
+
+async def load_roots(source: RootSource) -> Roots:
+    """The trust anchors as they are now. Blocks that are no certificate are skipped.
+
+    Raises:
+        Unavailable: the file cannot be read.
+    """
+    if isinstance(source, SystemRoots):
+        return source
+    if isinstance(source, FromFile):
+        text = (await _read(source.path, "root certificate")).decode("ascii", "replace")
+    else:
+        text = source.text
+    try:
+        return PemRoots(tuple(der for label, der in pem_blocks(text) if label == CERTIFICATE_LABEL))
+    except PeerBrokeProtocol as error:
+        raise Unavailable(f"invalid root certificate: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who we are to the control plane: request metadata, by `metadata()`.
+
+    Without a token neither it nor the cluster is named. `extra_headers` are lower case already.
+    """
+
+    token: Token | None
+    cluster_id: str
+    extra_headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def metadata(self) -> dict[str, str]:
+        """The headers of one call; the token file is read now.
+
+        Raises:
+            Unavailable: no token can be read, or it holds what no header can carry.
+        """
+        headers = dict(self.extra_headers)
+        if self.token is None:
+            return headers
+        token = await _load_token(self.token)
+        if not _is_header_value(token):
+            raise Unavailable("failed to parse header value: the token holds a line break or is not ASCII")
+        headers["clusterid"] = self.cluster_id
+        headers["authorization"] = f"Bearer {token}"
+        return headers
+
+
+def check_header(variable: str, name: str, value: str) -> tuple[str, str]:
+    """Hold an `XDS_HEADER_` or `CA_HEADER_` setting to what HTTP/2 and gRPC can carry.
+
+    Returns the name, lower-cased, and the value.
+
+    Raises:
+        ConfigError: with the variable's name.
+    """
+    lower = name.lower()
+    is_name = bool(lower) and all(
+        letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in lower
+    )
+    is_ours = (
+        lower.startswith("grpc-") or lower.endswith("-bin") or lower in {"te", "content-type", "user-agent"}
+    )
+    if not is_name or is_ours:
+        raise ConfigError(f"{variable}: failed to parse header key: {name}")
+    if not _is_header_value(value):
+        raise ConfigError(f"{variable}: failed to parse header value: {value!r}")
+    return lower, value
+
+
+def parse_target(variable: str, address: str, alternative_name: str | None) -> Target:
+    """Read `XDS_ADDRESS` or `CA_ADDRESS`: `https://` is added where no scheme is given, 443 where no port is.
+
+    Raises:
+        ConfigError: not an https address, with the variable's name.
+    """
+    parts = urlsplit(address if "://" in address else f"https://{address}")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{variable}: {address}: {error}") from error
+    if parts.scheme != "https" or not parts.hostname:
+        raise ConfigError(f"{variable}: {address}: an https address is needed")
+    return Target(host=parts.hostname, port=port or 443, alternative_name=alternative_name or None)
+
+
+async def _load_token(token: Token) -> str:
+    match token:
+        case Literal(text):
+            return text
+        case FromFile(path):
+            content = await _read(path, "token")
+            if not content:
+                raise Unavailable("token file exists, but was empty")
+            return content.decode("latin-1")
+
+
+def _is_header_value(value: str) -> bool:
+    return bool(value) and all(" " <= letter <= "~" for letter in value)
+
+
+async def _read(path: str, what: str) -> bytes:
+    """Read a small file in a thread.
+
+    Raises:
+        Unavailable: it cannot be read, or is much too large to be what it should.
+    """
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return file.read(_MOST_BYTES + 1)
+
+    try:
+        with trio.fail_after(_READ_SECONDS):
+            content = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+    except OSError as error:
+        raise Unavailable(f"{what} file {path}: {error.strerror} (os error {error.errno})") from error
+    except trio.TooSlowError as error:
+        raise Unavailable(f"{what} file {path}: reading takes too long") from error
+    if len(content) > _MOST_BYTES:
+        raise Unavailable(f"{what} file {path}: larger than {_MOST_BYTES} bytes")
+    return content
