@@ -167,7 +167,7 @@ class Wire:
         (ethertype,) = struct.unpack_from("!H", frame, 12)
         source: IPv4Address | IPv6Address
         target: IPv4Address | IPv6Address
-        if ethertype == _ETHERTYPE_IPV4:
+        if ethertype == _ETHERTYPE_IPV4 and len(frame) >= 34:
             version, total, protocol = struct.unpack_from("!BxH5xB", frame, 14)
             start, end = 14 + (version & 15) * 4, 14 + total
             source, target = IPv4Address(frame[26:30]), IPv4Address(frame[30:34])

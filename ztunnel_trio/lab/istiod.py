@@ -11,6 +11,7 @@ share it without locks.
 """
 
 import itertools
+import socket
 import ssl
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ import trio
 
 from ztunnel_trio.control import grpc
 from ztunnel_trio.lab.ca import CA_PATH, CertificateService, Status, bad_status, check_token
-from ztunnel_trio.lab.hosts import GATEWAY_V4, Host
+from ztunnel_trio.lab.hosts import GATEWAY_V4
 from ztunnel_trio.lab.pki import Authority, Leaf
 from ztunnel_trio.lab.resources import Resource, Stored, aliases, node_of, services_of, stored
 from ztunnel_trio.pb.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
@@ -110,7 +111,11 @@ class Istiod:
     # ---------------------------------------------------------------- life
 
     async def run(
-        self, host: Host, *, port: int = PORT, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        host: "Place",
+        *,
+        port: int = PORT,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Listen in a host's namespace until `stop` or cancelled; then every connection is cut.
 
@@ -379,6 +384,12 @@ class Istiod:
 
 class Condition(Protocol):
     def __call__(self) -> bool: ...
+
+
+class Place(Protocol):
+    """Where to listen: a `Host`."""
+
+    def listener(self, port: int) -> socket.socket: ...
 
 
 def _server_context(certificate: Leaf) -> ssl.SSLContext:
