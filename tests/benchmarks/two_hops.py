@@ -1,4 +1,4 @@
-"""Throughput, round trips, set-up and size of two hops in one process: app -> client tunnel -> server tunnel -> app.
+"""Throughput, round trips, set-up and size of two hops: app -> client tunnel -> server tunnel -> app.
 
 Both hops share this process and one core, the applications are child processes. Run:
 
@@ -13,9 +13,11 @@ import socket
 import ssl
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 import trustme
@@ -43,9 +45,13 @@ class Counted:
     to_source: int = 0
 
 
+def say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
 def serve_apps(listener: socket.socket) -> None:
     """The destination: the first byte says what a connection is for: (e)cho, (s)ink, (p)our, (i)dle."""
-    import threading
 
     def one(conn: socket.socket) -> None:
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -81,7 +87,8 @@ def rounds(address: tuple[str, int], seconds: float) -> None:
                 left -= len(sock.recv(left))
             took.append(time.perf_counter() - began)
     took.sort()
-    print(f"p50 {took[len(took) // 2] * 1e6:.0f} us  p99 {took[int(len(took) * 0.99)] * 1e6:.0f} us  {len(took)} rounds")
+    p50, p99 = (took[int(len(took) * part)] * 1e6 for part in (0.5, 0.99))
+    say(f"p50 {p50:.0f} us  p99 {p99:.0f} us  {len(took)} rounds")
 
 
 def upload(address: tuple[str, int], seconds: float) -> None:
@@ -92,7 +99,7 @@ def upload(address: tuple[str, int], seconds: float) -> None:
         while time.perf_counter() - began < seconds:
             sock.sendall(chunk)
             total += len(chunk)
-        print(f"{total / (time.perf_counter() - began) / 1e9:.2f} GB/s, {total / 1e9:.2f} GB")
+        say(f"{total / (time.perf_counter() - began) / 1e9:.2f} GB/s, {total / 1e9:.2f} GB")
 
 
 def download(address: tuple[str, int], seconds: float) -> None:
@@ -102,7 +109,7 @@ def download(address: tuple[str, int], seconds: float) -> None:
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
             total += sock.recv_into(buffer)
-        print(f"{total / (time.perf_counter() - began) / 1e9:.2f} GB/s, {total / 1e9:.2f} GB")
+        say(f"{total / (time.perf_counter() - began) / 1e9:.2f} GB/s, {total / 1e9:.2f} GB")
 
 
 def connect(address: tuple[str, int], seconds: float) -> None:
@@ -113,7 +120,7 @@ def connect(address: tuple[str, int], seconds: float) -> None:
             sock.sendall(b"ex")
             sock.recv(1)
             took.append(time.perf_counter() - began)
-    print(f"{len(took) / seconds:.0f} connections/s, p50 {statistics.median(took) * 1e6:.0f} us, {len(took)}")
+    say(f"{len(took) / seconds:.0f} connections/s, p50 {statistics.median(took) * 1e6:.0f} us, {len(took)}")
 
 
 def idle(address: tuple[str, int], seconds: float) -> None:
@@ -123,19 +130,16 @@ def idle(address: tuple[str, int], seconds: float) -> None:
         sock.sendall(b"ex")
         sock.recv(1)
         socks.append(sock)
-    print("1000 idle")
-    sys.stdout.flush()
+    say("1000 idle")
     time.sleep(2)
 
 
-def child(work: Callable[..., None], *args: object) -> int:
-    sys.stdout.flush()
+def child(work: Callable[[], None]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            work(*args)
+            work()
         finally:
-            sys.stdout.flush()
             os._exit(0)
     return pid
 
@@ -203,7 +207,7 @@ def resident_kib() -> int:
 
 async def main(seconds: float, *, use_instrument: bool, only: str) -> None:
     apps = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    app_pid = child(serve_apps, apps)
+    app_pid = child(lambda: serve_apps(apps))
     app_address = apps.getsockname()
     outbound, inbound = listen(), listen()
     client_context, server_context = contexts()
@@ -214,12 +218,12 @@ async def main(seconds: float, *, use_instrument: bool, only: str) -> None:
         sock = await dial(app_address)
         stream = request.accept([])
         if text := await relay(engine, stream, SocketEnd(sock), Counted()):
-            print("inbound:", text)
+            say("inbound:", text)
 
     async def captured(sock: socket.socket, tunnel: ClientTunnel) -> None:
         stream = await tunnel.open(TARGET, HEADERS)
         if text := await relay(engine, SocketEnd(sock), stream, Counted()):
-            print("outbound:", text)
+            say("outbound:", text)
 
     async def capture(tunnel: ClientTunnel) -> None:
         while True:
@@ -228,7 +232,9 @@ async def main(seconds: float, *, use_instrument: bool, only: str) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         raw = await dial(inbound.getsockname())
-        far = server_context.wrap_socket(await accept(inbound), server_side=True, do_handshake_on_connect=False)
+        far = server_context.wrap_socket(
+            await accept(inbound), server_side=True, do_handshake_on_connect=False
+        )
         near = client_context.wrap_socket(raw, server_hostname="node.test", do_handshake_on_connect=False)
         async with trio.open_nursery() as hands:
             hands.start_soon(handshake, far)
@@ -251,15 +257,15 @@ async def main(seconds: float, *, use_instrument: bool, only: str) -> None:
                 continue
             gc.collect()
             before, size = cpu(), resident_kib()
-            print(f"{name}: ", end="")
-            pid = child(work, app_address if name.startswith("direct") else address, seconds)
+            say(f"{name}: ", end="")
+            where = app_address if name.startswith("direct") else address
+            pid = child(partial(work, where, seconds))
             if work is idle:
                 await trio.sleep(3)
                 gc.collect()
-                print(f"{(resident_kib() - size) / 1000:.1f} KiB a connection, both hops")
-            while os.waitpid(pid, os.WNOHANG) == (0, 0):
-                await trio.sleep(0.05)
-            print(f"    cpu {cpu() - before:.2f} s")
+                say(f"{(resident_kib() - size) / 1000:.1f} KiB a connection, both hops")
+            await trio.to_thread.run_sync(os.waitpid, pid, 0)
+            say(f"    cpu {cpu() - before:.2f} s")
         os.kill(app_pid, 9)
         nursery.cancel_scope.cancel()
 

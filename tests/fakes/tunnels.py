@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +14,7 @@ from ztunnel_trio.model.address import HostPort
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.proxy.tunnel import ClientTunnel, Serve, ServerTunnel, TunnelRequest, TunnelSettings
+from ztunnel_trio.proxy.tunnel_stream import H2Failed
 
 
 @dataclass(slots=True)
@@ -79,6 +80,13 @@ def closing_on_failure(*socks: socket.socket) -> Iterator[None]:
         for sock in socks:
             sock.close()
         raise
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what other tasks and pumps bring about, five seconds at most."""
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110  # a test's patience
+            await trio.sleep(0.001)
 
 
 class App:
@@ -155,8 +163,12 @@ class TwoHops:
         if sock is None:
             request.refuse(503)
             return
-        with closing_on_failure(sock):
+        try:
             stream = request.accept([(b"baggage", b"x=y")])
+        except H2Failed as error:
+            sock.close()
+            self.results.append((f"in {request.authority}", f"h2 failed: {error}"))
+            return
         counted = self.traffic[f"in {request.authority}"] = Counted()
         text = await relay(self.engine, stream, SocketEnd(sock), counted)
         self.results.append((f"in {request.authority}", text))
@@ -173,7 +185,12 @@ class TwoHops:
 
     async def _outbound(self, captured: socket.socket, authority: HostPort) -> None:
         with closing_on_failure(captured):
-            stream = await self.client.open(authority, [(b"baggage", b"")])
+            try:
+                stream = await self.client.open(authority, [(b"baggage", b"")])
+            except H2Failed as error:
+                captured.close()
+                self.results.append((f"out {authority}", f"h2 failed: {error}"))
+                return
         counted = self.traffic[f"out {authority}"] = Counted()
         text = await relay(self.engine, SocketEnd(captured), stream, counted)
         self.results.append((f"out {authority}", text))
@@ -185,9 +202,7 @@ class TwoHops:
 
     async def result(self, name: str) -> str | None:
         """The relay's text, once it has ended."""
-        with trio.fail_after(5):
-            while not any(found == name for found, _ in self.results):
-                await trio.sleep(0.001)  # noqa: ASYNC110  # a test's patience
+        await until(lambda: any(found == name for found, _ in self.results))
         return next(text for found, text in self.results if found == name)
 
 

@@ -114,8 +114,12 @@ class Engine:
     # -- for ends
 
     def register(self, fd: int, end: End) -> None:
-        """Watch a descriptor for its whole life; its state now comes as the first event."""
-        self._epoll.register(fd, _INTEREST)
+        """Watch a descriptor for its whole life; its state now comes as the first event.
+
+        Once `run` has ended nothing moves any more: whoever registers then is being cancelled as well.
+        """
+        if not self._epoll.closed:
+            self._epoll.register(fd, _INTEREST)
         self._ends[fd] = end
 
     def unregister(self, fd: int) -> None:

@@ -244,7 +244,7 @@ class _StreamPair:
         engine.again(self)
 
     def _drain_to_nowhere(self) -> None:
-        """The stream takes nothing any more: bytes that would have gone there are an error, an end is none."""
+        """The stream takes nothing any more: bytes that would go there are an error, an end is none."""
         try:
             count = self._recv_into(self._engine.payload)
         except BlockingIOError:

@@ -1,0 +1,113 @@
+"""Whatever a peer writes ends in `PeerBrokeProtocol` with a code of RFC 9113 7, or in nothing."""
+
+import struct
+
+import hpack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.wire.hbone import HboneConnection
+from ztunnel_trio.wire.hbone_book import PREFACE, HboneSettings
+from ztunnel_trio.wire.hbone_events import DataReceived, ErrorCode, TunnelRequested
+
+CONNECT = hpack.Encoder().encode([(":method", "CONNECT"), (":authority", "h:1")])
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream_id) + payload
+
+
+payloads = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [b"", bytes(4), bytes(5), bytes(6), bytes(8), CONNECT, b"\x88", struct.pack(">HI", 4, 0)]
+    ),
+)
+any_frame = st.builds(
+    frame, st.integers(0, 11), st.integers(0, 255), st.sampled_from([0, 1, 1, 2, 3, 5, 2**31 - 1]), payloads
+)
+
+
+def feed(core: HboneConnection, pieces: list[bytes]) -> None:
+    try:
+        for piece in pieces:
+            for event in core.receive(memoryview(piece)):
+                if isinstance(event, DataReceived):
+                    core.credit(event.stream_id, len(event.data))
+                elif isinstance(event, TunnelRequested):
+                    core.served(event.stream_id)
+                    core.accept(event.stream_id, [])
+    except PeerBrokeProtocol as broken:
+        code = broken.code
+    else:
+        return
+    assert code in set(ErrorCode)
+    assert b"\x07\0\0\0\0\0" in core.outgoing()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(any_frame, max_size=12), st.booleans())
+def test_frames_without_sense_break_nothing_of_ours(sent: list[bytes], is_client: bool) -> None:
+    core = HboneConnection(HboneSettings(is_client=is_client))
+    if is_client:
+        core.open_stream("h:1", [])
+        core.open_stream("h:1", [])
+    start = frame(4, 0, 0, b"") if is_client else PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, CONNECT)
+    feed(core, [start, *sent])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200), st.booleans(), st.booleans())
+def test_bytes_without_sense_break_nothing_of_ours(sent: bytes, is_client: bool, greets: bool) -> None:
+    core = HboneConnection(HboneSettings(is_client=is_client))
+    feed(core, [(b"" if is_client else PREFACE) + frame(4, 0, 0, b"")] if greets else [])
+    feed(core, [sent])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.binary(max_size=50), max_size=8), st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_payload_arrives_whatever_the_cuts(payload: list[bytes], cuts: list[int]) -> None:
+    client, server = (
+        HboneConnection(HboneSettings(is_client=True)),
+        HboneConnection(HboneSettings(is_client=False)),
+    )
+    client.open_stream("h:1", [])
+    sent = client.outgoing()
+    for piece in payload:
+        buffer = memoryview(bytearray(9) + piece)
+        client.put_data_header(buffer, 1, len(piece))
+        sent += bytes(buffer)
+    client.end(1)
+    sent += client.outgoing()
+    got, position, number = b"", 0, 0
+    while position < len(sent):
+        cut = cuts[number % len(cuts)]
+        for event in server.receive(memoryview(sent)[position : position + cut]):
+            if isinstance(event, DataReceived):
+                got += bytes(event.data)
+        position, number = position + cut, number + 1
+
+    assert got == b"".join(payload)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 5000), max_size=30))
+def test_credit_never_exceeds_what_was_taken(amounts: list[int]) -> None:
+    client = HboneConnection(HboneSettings(is_client=True))
+    server = HboneConnection(HboneSettings(is_client=False, stream_window=8192, connection_window=65_535))
+    client.open_stream("h:1", [])
+    for _ in range(2):
+        server.receive(memoryview(client.outgoing()))
+        client.receive(memoryview(server.outgoing()))
+    for amount in amounts:
+        room = min(client.room(1), amount)
+        if room:
+            buffer = memoryview(bytearray(9 + room))
+            client.put_data_header(buffer, 1, room)
+            for event in server.receive(buffer):
+                assert isinstance(event, DataReceived)
+                server.credit(1, len(event.data))
+        client.receive(memoryview(server.outgoing()))
+
+    assert 8192 * 3 // 4 <= client.room(1) <= 8192

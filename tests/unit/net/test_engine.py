@@ -1,0 +1,212 @@
+import os
+import select
+import time
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes.trio_test import trio_test
+from tests.fakes.tunnels import tcp_pair
+from ztunnel_trio.net import engine as engine_module
+from ztunnel_trio.net.engine import Engine, Once
+
+drivers = pytest.mark.parametrize("use_instrument", [True, False])
+
+
+class Pipe:
+    """An end that reads a pipe and says what came."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.reading, self.writing = os.pipe2(os.O_NONBLOCK)
+        self.got = b""
+        self.rounds = 0
+        self.wanted_rounds = 0
+        self.arrived = Once(engine)
+        self.raises: Exception | None = None
+        self.error: Exception | None = None
+        engine.register(self.reading, self)
+
+    def ready(self, flags: int) -> None:
+        if flags & select.EPOLLIN:
+            if self.raises is not None:
+                raise self.raises
+            self.got += os.read(self.reading, 100)
+            self.arrived.set()
+
+    def go_on(self) -> None:
+        self.rounds += 1
+        if self.rounds < self.wanted_rounds:
+            self.engine.again(self)
+        else:
+            self.arrived.set()
+
+    def broke(self, error: Exception) -> None:
+        self.error = error
+        self.engine.unregister(self.reading)
+        self.arrived.set()
+
+    def close(self) -> None:
+        self.engine.unregister(self.reading)
+        os.close(self.reading)
+        os.close(self.writing)
+
+
+@drivers
+@trio_test
+async def test_an_event_runs_the_end_and_wakes_the_waiting_task(use_instrument: bool) -> None:
+    engine = Engine(use_instrument=use_instrument)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        pipe = Pipe(engine)
+        os.write(pipe.writing, b"hello")
+        with trio.fail_after(5):
+            await pipe.arrived.wait()
+
+        assert pipe.got == b"hello"
+        pipe.close()
+        assert engine.registered == 0
+        nursery.cancel_scope.cancel()
+
+
+@drivers
+@trio_test
+async def test_another_round_is_run_even_when_asked_for_outside_one(use_instrument: bool) -> None:
+    engine = Engine(use_instrument=use_instrument)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        await trio.sleep(0.01)
+        pipe = Pipe(engine)
+        pipe.wanted_rounds = 100
+        engine.again(pipe)
+        with trio.fail_after(5):
+            await pipe.arrived.wait()
+
+        assert pipe.rounds == 100
+        pipe.close()
+        nursery.cancel_scope.cancel()
+
+
+@drivers
+@trio_test
+async def test_what_a_pump_raises_ends_its_own_end_only(use_instrument: bool) -> None:
+    engine = Engine(use_instrument=use_instrument)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        bad, good = Pipe(engine), Pipe(engine)
+        bad.raises = RuntimeError("a bug")
+        os.write(bad.writing, b"x")
+        with trio.fail_after(5):
+            await bad.arrived.wait()
+        os.write(good.writing, b"y")
+        with trio.fail_after(5):
+            await good.arrived.wait()
+
+        assert bad.error is bad.raises
+        bad.close()
+        good.close()
+        nursery.cancel_scope.cancel()
+
+
+@drivers
+@trio_test
+async def test_tasks_and_timers_get_their_turn_under_endless_traffic(use_instrument: bool) -> None:
+    engine = Engine(use_instrument=use_instrument)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        pipe = Pipe(engine)
+        pipe.wanted_rounds = 1 << 60
+        engine.again(pipe)
+        began = time.monotonic()
+        for _ in range(10):
+            await trio.sleep(0.005)
+        send, receive = trio.open_memory_channel[int](0)
+        nursery.start_soon(send.send, 1)
+        await receive.receive()
+        await trio.to_thread.run_sync(time.sleep, 0.001)
+
+        assert time.monotonic() - began < 2
+        assert pipe.rounds > 10
+        pipe.wanted_rounds = 0
+        pipe.close()
+        nursery.cancel_scope.cancel()
+
+
+@drivers
+@trio_test
+async def test_timers_are_kept_while_nothing_happens(use_instrument: bool) -> None:
+    engine = Engine(use_instrument=use_instrument)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        began = time.monotonic()
+        await trio.sleep(0.05)
+
+        assert 0.045 < time.monotonic() - began < 0.5
+        nursery.cancel_scope.cancel()
+
+
+@drivers
+@pytest.mark.parametrize("threshold", [0.0, 0.01])
+def test_a_jumping_clock_still_jumps(use_instrument: bool, threshold: float) -> None:
+    async def main() -> None:
+        engine = Engine(use_instrument=use_instrument)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engine.run)
+            began = time.monotonic()
+            await trio.sleep(1000)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+            assert time.monotonic() - began < 2
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=threshold))
+
+
+@trio_test
+async def test_without_trios_epoll_the_engine_runs_as_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_find_trios_epoll", lambda: None)
+    engine = Engine()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        pipe = Pipe(engine)
+        os.write(pipe.writing, b"hello")
+        with trio.fail_after(5):
+            await pipe.arrived.wait()
+        pipe.close()
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_the_instrument_finds_its_way_into_this_trio() -> None:
+    assert engine_module._find_trios_epoll() is not None
+
+
+@trio_test
+async def test_once_may_be_waited_for_after_the_fact_and_cancelled_before() -> None:
+    engine = Engine()
+    once = Once(engine)
+    with trio.move_on_after(0.001):
+        await once.wait()
+    once.set()
+    once.set()
+    await once.wait()
+    assert once.is_set
+
+
+def test_a_drained_socket_is_known_without_reading() -> None:
+    engine = Engine()
+    near, far = tcp_pair()
+    with near, far:
+        assert engine.is_drained(near.fileno())
+        far.send(b"x")
+        time.sleep(0.01)
+        assert not engine.is_drained(near.fileno())
+
+
+def test_forgetting_twice_is_harmless() -> None:
+    engine = Engine()
+    pipe = Pipe(engine)
+    pipe.close()
+    engine.unregister(99_999)
+    assert engine.registered == 0
