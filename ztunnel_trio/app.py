@@ -293,13 +293,14 @@ def make_roots(roots: settings.RootCert) -> RootSource:
 
 def make_caller(config: Config, headers: tuple[tuple[str, str], ...]) -> Caller:
     """How we prove ourselves to the control plane."""
+    token: FromFile | Literal | None = None
     match config.auth:
         case settings.TokenFile(path):
-            token: FromFile | Literal | None = FromFile(path)
+            token = FromFile(path)
         case settings.StaticToken(text):
             token = Literal(text)
         case None:
-            token = None
+            pass
     return Caller(token=token, cluster_id=config.cluster_id, extra_headers=dict(headers))
 
 

@@ -1,5 +1,6 @@
 """Dialling the peer's proxy: certificate, TCP, TLS, and the tunnel on top; every failure by its reason."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,21 @@ from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.sockets import SocketFactory
-from ztunnel_trio.net.tls import TlsFailed, TlsMisconfigured, TlsPeer, connect_tls
+from ztunnel_trio.net.tls import (
+    TlsFailed,
+    TlsMisconfigured,
+    TlsPeer,
+    connect_tls,
+    describe,
+    judge_server,
+    proven_peer,
+)
+from ztunnel_trio.net.tls_memory import MemoryTls
 from ztunnel_trio.observe.access_log import io_text
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import PoolKey
 from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel_stream import TunnelStream
 
 REVOKED: Final = "peer certificate revoked by CRL"
 
@@ -73,6 +84,42 @@ class Dialler:
         except (OSError, trio.TooSlowError) as error:
             raise Refused(Refusal(Reason.IO, io_text(error))) from error
         return ClientTunnel(self.node.engine, tls, settings.tunnel), peer
+
+    async def inner_tunnel(
+        self, outer: TunnelStream, certificate: WorkloadCertificate, expected: tuple[SpiffeId, ...]
+    ) -> tuple[ClientTunnel, TlsPeer]:
+        """A tunnel inside a stream that leads to another network; the stream is its own from here on.
+
+        Raises:
+            Refused: the peer there is not one of `expected`, or the handshake failed.
+        """
+        engine, revocations = self.node.engine, self.node.revocations
+        try:
+            context = self.node.contexts.client_context(certificate)
+        except TlsMisconfigured as error:
+            outer.close()
+            raise Refused(Refusal(Reason.TLS_CONFIG, str(error))) from error
+        memory = MemoryTls(engine, outer, context, server_side=False)
+        try:
+            with trio.fail_after(self.node.settings.handshake_seconds):
+                await memory.handshake()
+            peer = proven_peer(memory.tls)
+            why_not = judge_server(peer, expected)
+            if why_not is None and revocations is not None:
+                why_not = revocations.verdict_for("source")(peer)
+            if why_not is not None:
+                raise TlsFailed(why_not)
+        except BaseException as error:
+            memory.stop()
+            match error:
+                case ssl.SSLError():
+                    raise Refused(Refusal(Reason.IO, describe(error))) from error
+                case TlsFailed():
+                    raise Refused(Refusal(Reason.IO, str(error))) from error
+                case OSError() | trio.TooSlowError():
+                    raise Refused(Refusal(Reason.IO, io_text(error))) from error
+            raise
+        return ClientTunnel(engine, memory, self.node.settings.tunnel), peer
 
     @contextmanager
     def watch(self, tunnel: ClientTunnel, peer: TlsPeer) -> Iterator[None]:

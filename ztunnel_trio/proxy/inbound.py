@@ -26,7 +26,8 @@ from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
 from ztunnel_trio.proxy.serving import counted
-from ztunnel_trio.proxy.tunnel import H2Failed, ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel_stream import H2Failed
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,

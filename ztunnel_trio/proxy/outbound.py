@@ -7,6 +7,7 @@ and no byte is ever written to the client in place of the destination.
 import random
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -29,14 +30,16 @@ from ztunnel_trio.model.workload import OutboundProtocol, Workload, WorkloadInfo
 from ztunnel_trio.net.listener import original_destination
 from ztunnel_trio.net.relay import Endpoint, SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory
+from ztunnel_trio.net.tls import TlsPeer
 from ztunnel_trio.observe.access_log import ConnectionFacts, describe, io_text, source_labels
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.proxy.dialler import REVOKED, Dialler
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import Pool, PoolKey
 from ztunnel_trio.proxy.registry import OutboundEntry, Registry
-from ztunnel_trio.proxy.serving import counted
-from ztunnel_trio.proxy.tunnel import H2Failed, TunnelStream
+from ztunnel_trio.proxy.serving import contained, counted
+from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
     FORWARDED,
@@ -266,10 +269,10 @@ class Outbound:
     async def connect_twice(self, way: Route, request: OutboundRequest, client: SocketAddress) -> Reached:
         """CONNECT to another network's gateway, and through it to whatever ends the inner tunnel there."""
         assert way.authority is not None
-        outer = await self.connect(way, request, client)
         certificate = await self.dialler.certificate(request.source.identity)
+        outer = await self.connect(way, request, client)
         inner, peer = await self.dialler.inner_tunnel(outer, certificate, way.inner_expected)
-        self.pool.nursery.start_soon(inner.run)
+        self.pool.nursery.start_soon(contained, "inner tunnel", partial(self.run_inner, inner, peer))
         headers = [*self.headers(way, request, client), (X_FORWARDED_NETWORK, self.network)]
         try:
             with trio.fail_after(self.node.settings.answer_seconds):
@@ -284,6 +287,11 @@ class Outbound:
         lines = [value.encode("latin-1") for value in stream.headers.get("baggage", ())]
         baggage = parse_baggage(lines)
         return Reached(stream, baggage or Baggage(), peer.identities[0] if peer.identities else None)
+
+    async def run_inner(self, inner: ClientTunnel, peer: TlsPeer) -> None:
+        """The life of an inner tunnel, which serves one connection."""
+        with self.dialler.watch(inner, peer):
+            await inner.run()
 
     def headers(
         self, way: Route, request: OutboundRequest, client: SocketAddress

@@ -20,7 +20,8 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.tls import TlsPeer
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.proxy.serving import contained
-from ztunnel_trio.proxy.tunnel import ClientTunnel, H2Failed, TunnelStream
+from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
 
 log = get_logger("proxy::pool")
 
