@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final
 
+import h11
 import trio
 
 from ztunnel_trio.lab import apps, resources
@@ -28,7 +29,7 @@ from ztunnel_trio.lab.evidence import (
     tell_plain,
     tell_refused,
 )
-from ztunnel_trio.lab.mesh import Lab, LabSettings, Pod, open_lab
+from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, open_lab
 from ztunnel_trio.lab.proxy_log import LogLine
 from ztunnel_trio.lab.report import Account, Teller
 from ztunnel_trio.model.address import SocketAddress
@@ -240,7 +241,7 @@ async def _delete(scene: Scene, name: str, client: str) -> DeletionEvidence:
     await lab.push(removed=[pod.workload_uid])
     after, refused = pod.listening(), [port for port in PROXY_PORTS if await _is_refused(pod, port)]
     inode = os.fstat(pod.host.netns.fileno()).st_ino
-    dump = (await pod.node.proxy.admin("/config_dump")).text
+    mentioned = await _is_mentioned(pod.node, (pod.uid, pod.workload_uid))
     holds = _holds(pod.node.proxy.pid, inode)
     others = await _others_served(scene)
     await lab.delete_pod(pod)
@@ -254,9 +255,18 @@ async def _delete(scene: Scene, name: str, client: str) -> DeletionEvidence:
         refused=refused,
         acknowledged=acknowledged,
         holds_namespace=holds,
-        mentioned=pod.uid in dump or pod.workload_uid in dump,
+        mentioned=mentioned,
         others_served=others,
     )
+
+
+async def _is_mentioned(node: Node, names: Sequence[str]) -> bool | None:
+    """Whether the proxy's config dump holds any of these names; None when it cannot be had."""
+    try:
+        response = await node.proxy.admin("/config_dump")
+    except (OSError, trio.TooSlowError, trio.BrokenResourceError, h11.RemoteProtocolError):
+        return None
+    return any(name in response.text for name in names) if response.status == 200 else None
 
 
 async def _carries_data(stream: trio.SocketStream) -> bool:

@@ -194,7 +194,7 @@ class DeletionEvidence:
     refused: Sequence[int]  # of the proxy's ports, those that refuse a connection afterwards
     acknowledged: str | None  # the proxy's answer to the agent
     holds_namespace: bool  # a socket or descriptor of the proxy still lies in the pod
-    mentioned: bool  # the proxy's dump still names it
+    mentioned: bool | None  # whether the proxy's dump still names it; None: it could not be read
     others_served: bool  # another pod's call still works
 
 
@@ -219,7 +219,7 @@ def tell_deletion(seen: DeletionEvidence, proxy_ports: Sequence[int]) -> list[Fi
         Finding(f"after: it listens on {_ports(left)}", not left),
         Finding(f"after: {_ports(seen.refused)} refuse connections", set(proxy_ports) <= set(seen.refused)),
         Finding("after: no descriptor of the proxy lies in the pod's namespace", not seen.holds_namespace),
-        Finding("after: the proxy's config dump does not know it", not seen.mentioned),
+        Finding("after: the proxy's config dump does not know it", seen.mentioned is False),
         Finding("the other pods are served as before", seen.others_served),
     ]
 

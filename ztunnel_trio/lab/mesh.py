@@ -36,6 +36,7 @@ from ztunnel_trio.lab.istiod import PORT, Answer, Istiod
 from ztunnel_trio.lab.pki import Authority
 from ztunnel_trio.lab.proxy_log import ProxyLog
 from ztunnel_trio.lab.proxy_process import ProxyProcess, default_command
+from ztunnel_trio.lab.resolver import Resolver
 from ztunnel_trio.lab.resources import Resource
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
@@ -211,6 +212,7 @@ class Lab:
         self.authority = self.root.intermediate() if settings.intermediate else self.root
         self.istiod = Istiod(self.root, authority=self.authority, token=TOKEN)
         self.wire = capture.Wire()
+        self.resolver = Resolver()
         self.nodes: dict[str, Node] = {}
         self.pods: dict[str, Pod] = {}
         self.services: dict[str, Service] = {}
@@ -446,6 +448,7 @@ async def open_lab(
                 (directory / "istio-token").write_text(TOKEN)
                 if settings.watch_wire:
                     await nursery.start(capture.watch, fabric.host, lab.wire)
+                await nursery.start(lab.resolver.run, fabric.host)
                 await lab.start_istiod()
                 for name in settings.nodes:
                     progress(f"node {name}")

@@ -169,6 +169,7 @@ def test_a_deletion_as_promised() -> None:
         replace(GONE, acknowledged="failure to process message"),
         replace(GONE, holds_namespace=True),
         replace(GONE, mentioned=True),
+        replace(GONE, mentioned=None),
         replace(GONE, others_served=False),
     ],
 )
