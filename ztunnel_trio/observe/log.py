@@ -120,6 +120,23 @@ def parse_level(text: str) -> int | None:
     return ERROR if not text else LEVELS.get(text.lower())
 
 
+def parse_added(text: str) -> Directive:
+    """One item of a change at run time.
+
+    Raises:
+        ConfigError: it is neither a lower-case level nor `target=level` nor `target:level`.
+    """
+    if "=" in text:
+        return Directive.parse(text)
+    if text in LEVELS:
+        return Directive(None, (), LEVELS[text])
+    scoped = re.fullmatch(r"(.*[^:]):([A-Za-z0-5]+)", text)
+    level = None if scoped is None else parse_level(scoped[2])
+    if scoped is None or level is None:
+        raise ConfigError(f"no level: {text}")
+    return Directive(scoped[1], (), level)
+
+
 class Filter:
     """Which events are wanted (the grammar of `RUST_LOG`); immutable. The most specific directive decides."""
 
@@ -150,18 +167,10 @@ class Filter:
         Raises:
             ConfigError: an item is anything else.
         """
-        added = []
-        for item in text.split(","):
-            scoped = re.fullmatch(r"(.*[^:]):([A-Za-z0-5]+)", item)
-            if "=" in item:
-                added.append(Directive.parse(item))
-            elif item in LEVELS:
-                added.append(Directive(None, (), LEVELS[item]))
-            elif scoped is not None and (level := parse_level(scoped[2])) is not None:
-                added.append(Directive(scoped[1], (), level))
-            else:
-                raise ConfigError(f"Invalid level provided: {text}")
-        return Filter((*self.directives, *added))
+        try:
+            return Filter((*self.directives, *map(parse_added, text.split(","))))
+        except ConfigError:
+            raise ConfigError(f"Invalid level provided: {text}") from None
 
     def reach(self, target: str) -> int:
         """The most verbose level an event of that target can have and still be wanted."""

@@ -1,0 +1,247 @@
+import base64
+import json
+from datetime import UTC, datetime
+from ipaddress import ip_address
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from trustme import CA
+
+from tests.fakes.trio_test import trio_test
+from ztunnel_trio.admin.dump import (
+    SLICE_ITEMS,
+    ConfigDump,
+    Listed,
+    Whole,
+    certificate_document,
+    certificates_part,
+    mesh_parts,
+    moment,
+    sorted_keys,
+    workload_state,
+)
+from ztunnel_trio.certs.keeper import CertificateState
+from ztunnel_trio.mesh.document import Json
+from ztunnel_trio.mesh.mesh import Mesh
+from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.certificate import WorkloadCertificate, load_certificate
+from ztunnel_trio.model.connection import InboundConnection
+from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.workload import OutboundProtocol, WorkloadInfo
+from ztunnel_trio.proxy.house import Lease, LeaseState
+from ztunnel_trio.proxy.registry import InboundKey, OutboundEntry
+
+ITEMS: dict[str, Json] = {f"key{n:03}": {"z": n, "a": ["\n", {}], "ü": []} for n in range(3 * SLICE_ITEMS)}
+
+
+@trio_test
+async def test_the_text_is_json_with_sorted_keys_and_two_spaces() -> None:
+    dump = ConfigDump(
+        {
+            "version": Whole(lambda: {"b": "ü\n\u2028", "a": None}),
+            "empty": Whole(dict),
+            "items": Listed(lambda: reversed(ITEMS), ITEMS.__getitem__),
+            "none": Listed(list, ITEMS.__getitem__),
+            "one": Listed(lambda: ["key000"], ITEMS.__getitem__),
+        }
+    )
+
+    text = await dump.text()
+
+    whole = json.loads(text)
+    assert text == json.dumps(whole, indent=2, ensure_ascii=False, sort_keys=True)
+    assert [item["z"] for item in whole["items"]] == list(range(3 * SLICE_ITEMS))
+    assert (whole["none"], whole["empty"]) == ([], {})
+
+
+@trio_test
+async def test_others_run_while_a_large_dump_is_made() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await ConfigDump({"items": Listed(lambda: ITEMS, ITEMS.__getitem__)}).text()
+        nursery.cancel_scope.cancel()
+
+    assert turns >= 3
+
+
+@pytest.mark.parametrize("gone", ["key000", "key001", "key002"])
+def test_what_goes_away_meanwhile_is_left_out(gone: str) -> None:
+    def item(key: str) -> Json:
+        return None if key == gone else key
+
+    text = trio.run(ConfigDump({"items": Listed(lambda: sorted(ITEMS)[:3], item)}).text)
+
+    assert len(json.loads(text)["items"]) == 2
+
+
+@trio_test
+async def test_an_empty_dump_is_an_empty_object() -> None:
+    assert await ConfigDump({}).text() == "{}"
+
+
+@trio_test
+async def test_a_small_part_that_fails_fails_the_dump_before_it_begins() -> None:
+    def fail() -> Json:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await ConfigDump({"a": Whole(fail)}).begin()
+
+
+@trio_test
+async def test_many_keys_are_sorted_in_runs() -> None:
+    keys = [f"{(n * 7919) % 10_000:05}" for n in range(10_000)]
+
+    assert list(await sorted_keys(keys)) == sorted(keys)
+
+
+@trio_test
+async def test_an_empty_mesh_has_every_part() -> None:
+    text = await ConfigDump(mesh_parts(Mesh())).text()
+
+    assert json.loads(text) == {"policies": [], "services": [], "stagedServices": {}, "workloads": []}
+
+
+def issued(identity: SpiffeId) -> WorkloadCertificate:
+    authority = CA()
+    leaf = authority.issue_cert("client.example")
+    der = load_pem(leaf.cert_chain_pems[0].bytes())
+    parsed = load_certificate(der)
+    return WorkloadCertificate(
+        identity=identity,
+        leaf_der=der,
+        intermediates_der=(),
+        roots_der=(load_pem(authority.cert_pem.bytes()),),
+        key_pem=leaf.private_key_pem.bytes(),
+        not_before=parsed.not_valid_before_utc,
+        not_after=parsed.not_valid_after_utc,
+        serial=parsed.serial_number,
+    )
+
+
+def load_pem(pem: bytes) -> bytes:
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+CLIENT = SpiffeId("cluster.local", "default", "client")
+OTHER = SpiffeId("cluster.local", "default", "other")
+
+
+def test_a_certificate_shows_its_chain_leaf_first_and_its_roots_apart() -> None:
+    held = issued(CLIENT)
+
+    document = json.loads(json.dumps(certificate_document(CertificateState(CLIENT, "Available", held))))
+
+    (leaf,), (root,) = document.pop("certChain"), document.pop("rootCerts")
+    assert document == {"identity": "spiffe://cluster.local/ns/default/sa/client", "state": "Available"}
+    pem = base64.b64decode(leaf.pop("pem"))
+    assert leaf == {
+        "serialNumber": str(held.serial),
+        "validFrom": moment(held.not_before),
+        "expirationTime": moment(held.not_after),
+    }
+    assert load_pem(pem) == held.leaf_der
+    assert max(map(len, pem.splitlines()[1:-1])) == 60
+    assert pem.endswith(b"-----END CERTIFICATE-----\n")
+    assert load_pem(base64.b64decode(root["pem"])) == held.roots_der[0]
+
+
+@trio_test
+async def test_certificates_are_sorted_by_identity_and_empty_unless_available() -> None:
+    class Room:
+        def dump(self) -> list[CertificateState]:
+            text = "Unavailable: the identity is no longer needed"
+            return [CertificateState(OTHER, text, None), CertificateState(CLIENT, "Initializing", None)]
+
+    found = json.loads(await ConfigDump({"certificates": certificates_part(Room())}).text())["certificates"]
+
+    assert found == [
+        {"identity": str(CLIENT), "state": "Initializing", "certChain": [], "rootCerts": []},
+        {
+            "identity": str(OTHER),
+            "state": "Unavailable: the identity is no longer needed",
+            "certChain": [],
+            "rootCerts": [],
+        },
+    ]
+
+
+def test_moments_are_utc_seconds() -> None:
+    assert moment(datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)) == "2026-01-02T03:04:05Z"
+
+
+INFO = WorkloadInfo("client", "default", "sa")
+SHOWN = {"name": "client", "namespace": "default", "serviceAccount": "sa"}
+
+
+def up() -> Lease:
+    lease = Lease(INFO, None)
+    lease.state = LeaseState.UP
+    return lease
+
+
+def test_a_pod_that_is_not_up_has_no_connections() -> None:
+    assert workload_state({"a": INFO, "b": Lease(INFO, None)}) == {
+        "a": {"state": "Pending", "info": SHOWN},
+        "b": {"state": "Pending", "info": SHOWN},
+    }
+
+
+def test_the_proxys_own_listener_is_no_pod() -> None:
+    assert workload_state({"own": Lease(INFO, None, is_own=True)}) == {}
+
+
+def test_open_connections_are_listed() -> None:
+    lease = up()
+    source, pod = SocketAddress.parse("10.0.0.1:40000"), SocketAddress.parse("10.0.0.2:8080")
+    plain_key = InboundConnection(source=source, destination=pod, identity=None)
+    tls_key = InboundConnection(source=source, destination=pod, identity=CLIENT)
+    lease.registry.inbound[InboundKey(plain_key)] = []
+    lease.registry.inbound[InboundKey(tls_key, "server.default.svc")] = []
+    lease.registry.outbound.add(
+        OutboundEntry(source, pod, SocketAddress(ip_address("fd77::1"), 15008), OutboundProtocol.HBONE)
+    )
+
+    document = workload_state({"uid": lease})
+
+    assert document == {
+        "uid": {
+            "state": "Up",
+            "info": SHOWN,
+            "connections": {
+                "inbound": [
+                    {
+                        "src": "10.0.0.1:40000",
+                        "originalDst": None,
+                        "actualDst": "10.0.0.2:8080",
+                        "protocol": "TCP",
+                    },
+                    {
+                        "src": "10.0.0.1:40000",
+                        "originalDst": "server.default.svc",
+                        "actualDst": "10.0.0.2:8080",
+                        "protocol": "HBONE",
+                    },
+                ],
+                "outbound": [
+                    {
+                        "src": "10.0.0.1:40000",
+                        "originalDst": "10.0.0.2:8080",
+                        "actualDst": "[fd77::1]:15008",
+                        "protocol": "HBONE",
+                    }
+                ],
+            },
+        }
+    }
+    assert "connections" not in str(workload_state({"uid": lease}, with_connections=False))
