@@ -171,6 +171,10 @@ class House:
         self.node.metrics.proxies_active(up)
         self.node.metrics.proxies_pending(len(self.pending) + len(states) - up)
 
+    def states(self) -> Mapping[str, Lease | WorkloadInfo]:
+        """Every pod by uid: its lease, or what is known of one whose start failed."""
+        return {**self.pending, **self.pods()}
+
     def pods(self) -> Mapping[str, Lease]:
         """The leases of pods, by uid."""
         return {uid: lease for uid, lease in self.leases.items() if lease.netns is not None}

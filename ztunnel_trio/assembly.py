@@ -1,0 +1,373 @@
+"""What the process is made of: every object, built from the configuration before anything runs."""
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from ztunnel_trio import config as settings
+from ztunnel_trio.admin.dump import (
+    ConfigDump,
+    Part,
+    Whole,
+    certificates_part,
+    mesh_parts,
+    workload_state,
+)
+from ztunnel_trio.admin.http import HttpServer
+from ztunnel_trio.admin.server import admin_server, readiness_server, stats_server
+from ztunnel_trio.certs.fake_ca import FakeCa
+from ztunnel_trio.certs.keeper import Keeper
+from ztunnel_trio.certs.signed import SignedCertificates
+from ztunnel_trio.config import BuildInfo, Config, ProxyMode, Unstartable, dump_config
+from ztunnel_trio.control.ads_client import AdsClient, AdsSettings
+from ztunnel_trio.control.ca_client import CaClient, CaSettings
+from ztunnel_trio.control.credentials import Caller, FromFile, Literal, RootSource
+from ztunnel_trio.control.grpc import ChannelSettings, SystemRoots, Target
+from ztunnel_trio.control.live_mesh import LiveMesh
+from ztunnel_trio.control.local_mesh import LocalMesh, LocalSource, static_document
+from ztunnel_trio.decide.answer import NameSettings
+from ztunnel_trio.dns import server as dns_server
+from ztunnel_trio.dns.forward import Forwarder
+from ztunnel_trio.dns.host_resolver import HostResolver
+from ztunnel_trio.dns.resolv_conf import parse_hosts
+from ztunnel_trio.dns.server import DnsServer, DnsSettings
+from ztunnel_trio.grammar import ControlPlaneAddress, Localhost
+from ztunnel_trio.mesh.document import Json
+from ztunnel_trio.mesh.mesh import Changes, Mesh
+from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.engine import Engine
+from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
+from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.observe.access_log import AccessLog
+from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.observe.metrics import Metrics
+from ztunnel_trio.proxy.house import House, Lease
+from ztunnel_trio.proxy.node import Node, ProxySettings
+from ztunnel_trio.proxy.pool import PoolSettings
+from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.proxy.workload_proxy import NameServer
+from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.supervise.readiness import Readiness
+from ztunnel_trio.wire.ads import NodeFacts
+
+signal_log = get_logger("signal")
+
+
+@dataclass(slots=True, eq=False)
+class Parts:
+    """What the process is made of, built before anything runs."""
+
+    config: Config
+    rng: random.Random
+    drain: Drain
+    readiness: Readiness
+    metrics: Metrics
+    live: LiveMesh
+    engine: Engine
+    contexts: TlsContexts
+    keeper: Keeper
+    ads: AdsClient | None
+    local_mesh: LocalMesh | None
+    mesh_arrived: trio.Event
+    servers: list[HttpServer]
+    house: House | None = None  # once its nursery is open
+
+
+def build(config: Config, about: BuildInfo) -> Parts:
+    """Make every object that lives as long as the process.
+
+    Raises:
+        ConfigError: what the configuration names cannot be used.
+    """
+    is_shared = config.proxy_mode is ProxyMode.SHARED
+    rng = random.Random()
+    readiness = Readiness()
+    metrics = Metrics(version=config.istio_version, shared=is_shared, dns=config.dns_proxy)
+    live = LiveMesh(Mesh(local_node=config.local_node))
+    contexts = TlsContexts(tls12=config.tls12_enabled)
+    keeper = Keeper(make_certificates(config), now=utc_now, rng=rng)
+    if is_shared:
+        live.on_workloads.append(partial(follow_workloads, keeper, contexts))
+    mesh_gate, mesh_arrived = readiness.gate("state manager"), trio.Event()
+
+    def mesh_has_arrived() -> None:
+        mesh_gate.open()
+        mesh_arrived.set()
+
+    ads = make_ads(config, live, metrics, mesh_has_arrived)
+    if ads is None:
+        mesh_has_arrived()
+    local_source = make_local_source(config)
+    local_mesh = None if local_source is None else LocalMesh(live, local_source)
+    if local_mesh is not None:
+        local_mesh.start()
+    parts = Parts(
+        config=config,
+        rng=rng,
+        drain=Drain(config.self_termination_deadline_seconds),
+        readiness=readiness,
+        metrics=metrics,
+        live=live,
+        engine=Engine(),
+        contexts=contexts,
+        keeper=keeper,
+        ads=ads,
+        local_mesh=local_mesh,
+        mesh_arrived=mesh_arrived,
+        servers=[],
+    )
+    parts.servers = make_servers(parts, local_source, about)
+    return parts
+
+
+def make_house(parts: Parts, nursery: trio.Nursery) -> House:
+    """The house with all its proxies share."""
+    config = parts.config
+    plain = SocketFactory(None, socket_settings(config, mark=None, reuse_port=False))
+    resolver = HostResolver(
+        Forwarder(plain, config.resolver), parse_hosts(read_hosts()), ipv6=config.ipv6_enabled
+    )
+    node = Node(
+        settings=proxy_settings(config),
+        live=parts.live,
+        certificates=parts.keeper,
+        contexts=parts.contexts,
+        engine=parts.engine,
+        access=AccessLog(parts.metrics),
+        metrics=parts.metrics,
+        revocations=None,
+        resolve=resolver.resolve,
+        demand=parts.ads.demand if parts.ads is not None else nobody_to_ask,
+        rng=parts.rng,
+    )
+    pods = socket_settings(config, mark=config.packet_mark, reuse_port=config.inpod_port_reuse)
+
+    def make_sockets(lease: Lease) -> SocketFactory:
+        if lease.netns is not None:
+            return SocketFactory(lease.netns, pods)
+        here = socket_settings(config, mark=None if lease.is_own else config.packet_mark, reuse_port=False)
+        return SocketFactory(None, here)
+
+    make_name_server = partial(make_dns_server, parts) if config.dns_proxy else None
+    return House(node, nursery, parts.drain, make_sockets, make_name_server)
+
+
+def make_dns_server(parts: Parts, sockets: SocketFactory, info: WorkloadInfo) -> NameServer:
+    """One workload's name server, bound.
+
+    Raises:
+        OSError: a port cannot be had.
+    """
+    config, address = parts.config, parts.config.dns_proxy_addr
+    names = NameSettings(
+        cluster_domain=config.cluster_domain,
+        search=None if config.proxy_mode is ProxyMode.SHARED else config.resolver.search,
+        preferred_namespace=config.preferred_service_namespace,
+        ipv6=config.ipv6_enabled,
+    )
+    where = dns_server.Localhost(address.port) if isinstance(address, Localhost) else address
+    return DnsServer(
+        sockets=dns_server.bind(sockets, where, ipv6=config.ipv6_loopback),
+        live=parts.live,
+        client=info,
+        forwarder=Forwarder(sockets, config.resolver),
+        settings=DnsSettings(names=names),
+        metrics=parts.metrics,
+        rng=parts.rng,
+    )
+
+
+def make_local_source(config: Config) -> LocalSource | None:
+    """The document the mesh is also read from, if one is named."""
+    if config.local_xds_path is not None:
+        return LocalSource(path=Path(config.local_xds_path))
+    return None if config.local_xds is None else LocalSource(text=config.local_xds)
+
+
+def make_servers(parts: Parts, local_source: LocalSource | None, build: BuildInfo) -> list[HttpServer]:
+    """The servers of operators, bound: readiness, admin, stats.
+
+    Raises:
+        OSError: a port cannot be had.
+    """
+    config = parts.config
+    here = SocketFactory(None, socket_settings(config, mark=None, reuse_port=False))
+    admin = [SocketAddress(ip, config.admin_addr.port) for ip in dns_server.LOCALHOSTS]
+    if not config.admin_addr.ipv6:
+        del admin[1:]
+
+    def states() -> Json:
+        return (
+            {} if parts.house is None else workload_state(parts.house.states(), with_connections=config.proxy)
+        )
+
+    def shut_down(text: str) -> None:
+        signal_log.info("%s", text)
+        parts.drain.request(text)
+
+    dump: dict[str, Part] = {
+        "certificates": certificates_part(parts.keeper),
+        "config": Whole(lambda: dump_config(config)),
+        "staticConfig": Whole(lambda: static_document(local_source)),
+        "version": Whole(build.dump),
+        **mesh_parts(parts.live.mesh),
+    }
+    if config.proxy_mode is ProxyMode.SHARED:
+        dump["workloadState"] = Whole(states)
+    return [
+        readiness_server([here.listen_tcp(config.readiness_addr)], readiness=parts.readiness),
+        admin_server(
+            [here.listen_tcp(address) for address in admin],
+            dump=ConfigDump(dump),
+            shut_down=shut_down,
+        ),
+        stats_server([here.listen_tcp(config.stats_addr)], render=parts.metrics.render),
+    ]
+
+
+def make_certificates(config: Config) -> SignedCertificates:
+    """Where certificates come from: the CA, or a private one of our own."""
+    is_shared = config.proxy_mode is ProxyMode.SHARED
+    if config.fake_ca:
+        return SignedCertificates(FakeCa.open(None, utc_now).sign, check_identity=is_shared)
+    if config.ca_address is None:
+        raise Unstartable("CA_ADDRESS is empty: workload certificates need a CA, or FAKE_CA=true")
+    client = CaClient(
+        make_target(config.ca_address, config.alt_ca_hostname),
+        make_roots(config.ca_root_cert),
+        make_caller(config, config.ca_headers),
+        CaSettings(
+            lifetime_seconds=int(config.secret_ttl_seconds),
+            impersonate=is_shared,
+            channel=ChannelSettings(tls12=config.tls12_enabled),
+        ),
+    )
+    return SignedCertificates(client.sign, check_identity=is_shared)
+
+
+def make_ads(
+    config: Config, live: LiveMesh, metrics: Metrics, on_ready: Callable[[], None]
+) -> AdsClient | None:
+    """The discovery client, unless discovery is switched off."""
+    if config.xds_address is None:
+        return None
+    return AdsClient(
+        live,
+        make_target(config.xds_address, config.alt_xds_hostname),
+        make_roots(config.xds_root_cert),
+        make_caller(config, config.xds_headers),
+        NodeFacts(
+            instance_ip=config.instance_ip,
+            pod_name=config.pod_name,
+            pod_namespace=config.pod_namespace,
+            node_name=config.local_node or "",
+            proxy_metadata=config.proxy_metadata,
+            json_metadata=config.node_metadata_json,
+        ),
+        metrics=metrics,
+        settings=AdsSettings(
+            on_demand=config.xds_on_demand, channel=ChannelSettings(tls12=config.tls12_enabled)
+        ),
+        on_ready=on_ready,
+    )
+
+
+def make_target(address: ControlPlaneAddress, alternative_name: str | None) -> Target:
+    return Target(host=address.host, port=address.port, alternative_name=alternative_name)
+
+
+def make_roots(roots: settings.RootCert) -> RootSource:
+    """The trust anchors of a control-plane connection."""
+    match roots:
+        case settings.File(path):
+            return FromFile(path)
+        case settings.Static(pem):
+            return Literal(pem)
+        case settings.SystemRoots():
+            return SystemRoots()
+
+
+def make_caller(config: Config, headers: tuple[tuple[str, str], ...]) -> Caller:
+    """How we prove ourselves to the control plane."""
+    token: FromFile | Literal | None = None
+    match config.auth:
+        case settings.TokenFile(path):
+            token = FromFile(path)
+        case settings.StaticToken(text):
+            token = Literal(text)
+        case None:
+            pass
+    return Caller(token=token, cluster_id=config.cluster_id, extra_headers=dict(headers))
+
+
+def proxy_settings(config: Config) -> ProxySettings:
+    """The data path's settings."""
+    return ProxySettings(
+        network=config.network,
+        illegal_ports=config.illegal_ports,
+        on_demand=config.xds_on_demand,
+        response_baggage=config.enable_enhanced_baggage,
+        localhost_app_tunnel=config.localhost_app_tunnel,
+        require_original_source=config.require_original_source,
+        is_ipv6_enabled=config.ipv6_enabled,
+        policy_log_level=logging.INFO if config.authz_policy_info_logging else logging.DEBUG,
+        socks5=config.socks5_addr is not None,
+        tunnel=TunnelSettings(
+            stream_window=config.window_size,
+            connection_window=config.connection_window_size,
+            frame_size=config.frame_size,
+            assumed_peer_streams=config.pool_max_streams_per_conn,
+        ),
+        pool=PoolSettings(
+            max_streams=config.pool_max_streams_per_conn,
+            idle_seconds=config.pool_unused_release_timeout_seconds,
+        ),
+    )
+
+
+def socket_settings(config: Config, *, mark: int | None, reuse_port: bool) -> SocketSettings:
+    """How sockets are made; a mark of 0 means none."""
+    return SocketSettings(
+        mark=mark or None,
+        keepalive=config.keepalive_enabled,
+        keepalive_idle_seconds=round(config.keepalive_time_seconds),
+        keepalive_interval_seconds=round(config.keepalive_interval_seconds),
+        keepalive_probes=config.keepalive_retries,
+        user_timeout=config.user_timeout_enabled,
+        reuse_port=reuse_port,
+        ipv6=config.ipv6_enabled,
+    )
+
+
+def follow_workloads(keeper: Keeper, contexts: TlsContexts, changes: Changes) -> None:
+    """Have certificates of this node's workloads ready before they are needed, and forget them after."""
+    for workload in changes.put:
+        if workload.wants_certificate:
+            keeper.prefetch(workload.identity)
+    for workload in changes.forgotten:
+        keeper.forget(workload.identity)
+        contexts.forget(workload.identity)
+
+
+async def nobody_to_ask(name: str) -> None:
+    """There is no control plane: what the mesh does not know stays unknown."""
+    await trio.lowlevel.checkpoint()
+
+
+def read_hosts() -> str:
+    """The hosts file; empty where it cannot be read."""
+    try:
+        return Path("/etc/hosts").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
