@@ -25,6 +25,8 @@ import select
 import termios
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -181,13 +183,13 @@ class Engine:
             self._kick_fd = -1
 
     def _make_instrument(self) -> "_InIdleWait | None":
-        trios_epoll = _find_trios_epoll()
-        if trios_epoll is None:
+        waits = _find_trios_waits()
+        if waits is None:
             log.info("no way into the idle wait of this trio: the engine runs as a task")
             return None
-        self._epoll.register(trios_epoll, select.EPOLLIN)
-        self._trios_epoll = trios_epoll
-        return _InIdleWait(self)
+        self._trios_epoll, wake_trio = waits
+        self._epoll.register(self._trios_epoll, select.EPOLLIN)
+        return _InIdleWait(self, wake_trio)
 
     def turn(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for events and run their pumps, and those waiting for another round.
@@ -225,9 +227,9 @@ class Engine:
 class _InIdleWait(trio.abc.Instrument):
     """The engine in the place of Trio's idle wait."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, wake_trio: Callable[[], object]) -> None:
         self._engine = engine
-        self._token = trio.lowlevel.current_trio_token()
+        self._wake_trio = wake_trio
 
     def before_io_wait(self, timeout: float) -> None:
         """Move bytes until Trio has something to do.
@@ -258,19 +260,28 @@ class _InIdleWait(trio.abc.Instrument):
                 busy_since = now
             elif now - busy_since > _LONGEST_STAY:
                 break
-        self._token.run_sync_soon(_nothing, idempotent=True)
+        self._wake_trio()
+
+
+def _find_trios_waits() -> tuple[int, Callable[[], object]] | None:
+    """The descriptor of the running Trio's epoll and what makes its next wait return at once.
+
+    None where Trio's insides are not as we know them. What wakes is `force_wakeup`, two system calls; the
+    public `run_sync_soon` of a function that does nothing costs a task's step as well.
+    """
+    from trio._core import _run
+
+    runner = getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
+    manager = getattr(runner, "io_manager", None)
+    epoll = getattr(manager, "_epoll", None)
+    if not isinstance(epoll, select.epoll) or epoll.closed:
+        return None
+    wake: Callable[[], object] | None = getattr(manager, "force_wakeup", None)
+    if wake is None:
+        token = trio.lowlevel.current_trio_token()
+        wake = partial(token.run_sync_soon, _nothing, idempotent=True)
+    return epoll.fileno(), wake
 
 
 def _nothing() -> None:
     """What Trio is woken with."""
-
-
-def _find_trios_epoll() -> int | None:
-    """The descriptor of the running Trio's epoll, or None where its insides are not as we know them."""
-    from trio._core import _run
-
-    runner = getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
-    epoll = getattr(getattr(runner, "io_manager", None), "_epoll", None)
-    if not isinstance(epoll, select.epoll) or epoll.closed:
-        return None
-    return epoll.fileno()

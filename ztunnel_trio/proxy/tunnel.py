@@ -31,6 +31,7 @@ from ztunnel_trio.model.address import HboneTarget
 from ztunnel_trio.net.engine import HANGING_UP, READ_BYTES, READABLE, WRITABLE, Engine, Once
 from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.transport import Bytes, TlsSocket, Transport
+from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream, reason_text
 from ztunnel_trio.wire import hbone_events as hbone
 from ztunnel_trio.wire.connect_fields import Field
@@ -38,7 +39,11 @@ from ztunnel_trio.wire.hbone import LARGEST_STREAM_ID, HboneConnection
 from ztunnel_trio.wire.hbone_book import HboneSettings
 from ztunnel_trio.wire.hbone_events import ErrorCode
 
+client_log = get_logger("proxy::h2::client")
+server_log = get_logger("proxy::h2::server")
+
 _READ_SHARE = 131_072  # what one turn of a tunnel's read pump takes
+_MOST_PENDING = 524_288  # a chunk and the control frames of honest peers; more is a peer that only asks
 _FULL_RECORD = 16_384  # RFC 8446 5.1
 _PING = b"alive?\0\0"
 
@@ -124,6 +129,7 @@ class Tunnel:
         self._pending = bytearray()  # what TLS did not take
         self.is_blocked = False  # there is something in it
         self._may_read = False
+        self._read_wants_write = False
         self._hanging_up = False
         self._asked_again = False
         self._state = _State.OPEN
@@ -304,8 +310,12 @@ class Tunnel:
         """See `net.engine.End`."""
         if flags & HANGING_UP:
             self._hanging_up = True
-        if flags & WRITABLE and self.is_blocked:
-            self._write_pending()
+        if flags & WRITABLE:
+            if self.is_blocked:
+                self._write_pending()
+            if self._read_wants_write:
+                self._read_wants_write = False
+                flags |= READABLE
         if flags & READABLE:
             self._may_read = True
             self._pump()
@@ -334,6 +344,10 @@ class Tunnel:
         """Read until there is nothing or a turn's share is there, and act on it."""
         if not self._may_read or self._state is _State.GONE:
             return
+        if len(self._pending) > _MOST_PENDING:
+            self._fail(ErrorCode.ENHANCE_YOUR_CALM)
+            self._lose()
+            return
         buffer = self.engine.incoming
         read = self._transport.read
         total = 0
@@ -349,8 +363,10 @@ class Tunnel:
                 if count < _FULL_RECORD and not self._hanging_up and self._transport.is_drained():
                     self._may_read = False
                     break
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except ssl.SSLWantReadError:
             self._may_read = False
+        except ssl.SSLWantWriteError:  # a key update (RFC 8446 4.6.3) has to be answered first
+            self._may_read, self._read_wants_write = False, True
         except OSError as error:
             self._note_failure(error)
             is_over = True
@@ -367,14 +383,15 @@ class Tunnel:
                 (error.reason or str(error)) if isinstance(error, ssl.SSLError) else os_error_text(error)
             )
 
+    def _fail(self, code: int) -> None:
+        self.failure_text = self.lost_text = f"connection error detected: {reason_text(code)}"
+
     def _receive(self, view: memoryview) -> None:
         resumed: list[int] = []
         try:
             events = self.core.receive(view)
         except PeerBrokeProtocol as error:
-            self.failure_text = self.lost_text = (
-                f"connection error detected: {reason_text(error.code if error.code is not None else 1)}"
-            )
+            self._fail(ErrorCode.PROTOCOL_ERROR if error.code is None else error.code)
             self._close()
             return
         for event in events:
@@ -460,6 +477,7 @@ class ClientTunnel(Tunnel):
             self._begin()
             task_status.started()
             if not await self._keep_alive():
+                client_log.warning("HBONE ping timeout/error")
                 self.failure_text = self.lost_text = "ping timeout"
                 return
             await self._say_goodbye()
@@ -579,6 +597,7 @@ class ServerTunnel(Tunnel):
                 self._begin()
                 task_status.started()
                 if not await self._keep_alive():
+                    server_log.debug("HBONE ping timeout/error, peer may have shutdown")
                     self.core.go_away()
                     self._close()
                 await self._say_goodbye()

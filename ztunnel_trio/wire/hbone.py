@@ -205,7 +205,7 @@ class HboneConnection:
         if not self.can_open:
             raise Unavailable("no stream ids left")
         stream_id = self._highest + 2 if self._highest else 1
-        fields: list[Field] = [(b":method", b"CONNECT"), (b":authority", authority.encode("ascii")), *headers]
+        fields: list[Field] = [(b":method", b"CONNECT"), (b":authority", authority.encode()), *headers]
         self._send_headers(stream_id, fields)
         self._highest = stream_id
         self._streams[stream_id] = _Stream(self._peer_window, self._settings.stream_window)

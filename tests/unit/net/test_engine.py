@@ -165,7 +165,7 @@ def test_a_jumping_clock_still_jumps(use_instrument: bool, threshold: float) -> 
 
 @trio_test
 async def test_without_trios_epoll_the_engine_runs_as_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_find_trios_epoll", lambda: None)
+    monkeypatch.setattr(engine_module, "_find_trios_waits", lambda: None)
     engine = Engine()
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
@@ -179,7 +179,7 @@ async def test_without_trios_epoll_the_engine_runs_as_a_task(monkeypatch: pytest
 
 @trio_test
 async def test_the_instrument_finds_its_way_into_this_trio() -> None:
-    assert engine_module._find_trios_epoll() is not None
+    assert engine_module._find_trios_waits() is not None
 
 
 @trio_test

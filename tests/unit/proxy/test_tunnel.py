@@ -2,10 +2,12 @@ import errno
 import hashlib
 import random
 import socket
+import ssl
 from collections.abc import Callable
 
 import pytest
 import trio
+import trio.lowlevel
 
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
@@ -129,7 +131,7 @@ async def test_a_reset_after_the_end_of_data_is_passed_on_too() -> None:
         source.reset()
 
         await until(
-            lambda: not (destination.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != errno.EPIPE)
+            lambda: destination.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
         )  # after FIN a read finds nothing new: the kernel keeps the error
 
 
@@ -384,6 +386,34 @@ async def test_a_peer_that_speaks_no_http2_gets_a_goaway(junk: bytes) -> None:
                 while b"\x07\0\0\0\0\0" not in got:
                     got += near.recv(10_000)
         assert engine.registered == 0
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_a_peer_that_asks_and_never_reads_is_cut_off() -> None:
+    settings = b"\0\0\0\x04\0\0\0\0\0"
+    ping = b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)
+    async with trio.open_nursery() as nursery:
+        engine = Engine()
+        await nursery.start(engine.run)
+        near, far = await tls_pair()
+        tunnel = ServerTunnel(engine, far, TunnelSettings(goodbye_seconds=0.01))
+        with near:
+            near.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+            nursery.start_soon(tunnel.run, never_asked)
+            flood = memoryview(ping * 900)
+            with trio.fail_after(10):
+                while not tunnel.ended.is_set():
+                    try:
+                        sent = near.write(flood)
+                        assert sent == len(flood)
+                    except ssl.SSLWantWriteError:
+                        await trio.sleep(0.001)
+                    except OSError:
+                        break
+                    await trio.lowlevel.checkpoint()
+                await tunnel.ended.wait()
+        assert tunnel.failure_text == "connection error detected: detected excessive load generating behavior"
         nursery.cancel_scope.cancel()
 
 
