@@ -1,0 +1,121 @@
+"""The rooms: who may import whom, what stays out of the pure tiers, and that tests mirror the tree."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "ztunnel_trio"
+TESTS = ROOT / "tests" / "unit"
+
+TIERS = {
+    "errors": 0, "pb": 0, "spec": 0,
+    "model": 1,
+    "mesh": 2, "wire": 2,
+    "decide": 3,
+    "net": 4, "supervise": 4, "observe": 4,
+    "certs": 5, "control": 5,
+    "proxy": 6, "dns": 6,
+    "inpod": 7,
+    "admin": 8,
+    "lab": 9, "grammar": 9,
+    "config": 10,
+    "assembly": 11,
+    "app": 12,
+    "cli": 12,
+    "__main__": 13,
+}  # fmt: skip
+PURE_TIER = 3
+IMPURE = {"asyncio", "logging", "os", "random", "socket", "ssl", "threading", "time", "trio"}
+ALSO_PURE = {"inpod/roster.py"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if "pb" not in path.relative_to(PACKAGE).parts)
+
+
+def room(path: Path) -> str:
+    """The package of a file, or the file itself at the top."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names a module imports when it runs, without what is under TYPE_CHECKING."""
+    for node in walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for branch in child.orelse:
+                yield from walk(branch)
+        else:
+            yield from walk(child)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_lower_tiers_and_its_own_package(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        return
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top != "ztunnel_trio" or not rest or rest[0] == here:
+            continue
+        there = rest[0]
+        assert there in TIERS, f"{name}: in no tier"
+        assert TIERS[there] < TIERS[here], f"{here} (tier {TIERS[here]}) imports {name} (tier {TIERS[there]})"
+
+
+def pure_modules() -> list[Path]:
+    return [
+        path
+        for path in modules()
+        if TIERS.get(room(path), 99) <= PURE_TIER or str(path.relative_to(PACKAGE)) in ALSO_PURE
+    ]
+
+
+@pytest.mark.parametrize("path", pure_modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_pure_tiers_know_no_clock_no_kernel_and_no_chance(path: Path) -> None:
+    assert {name.split(".")[0] for name in imports(path)} & IMPURE == set()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_second_event_loop_lives_in_one_module(path: Path) -> None:
+    found = {name.split(".")[0] for name in imports(path)} & {"asyncio", "grpclib", "trio_asyncio"}
+
+    assert not found or str(path.relative_to(PACKAGE)) == "control/grpc.py"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_proxy_never_loads_the_lab_or_the_commands(path: Path) -> None:
+    if room(path) in ("lab", "cli", "__main__"):
+        return
+    for name in imports(path):
+        assert name.split(".")[:2] not in (["ztunnel_trio", "lab"], ["ztunnel_trio", "cli"]), name
+
+
+def test_every_room_has_a_tier() -> None:
+    assert {room(path) for path in modules()} - {"__init__"} <= set(TIERS)
+
+
+def test_every_unit_test_mirrors_a_module() -> None:
+    """tests/unit/<room>/test_<file>.py tests ztunnel_trio/<room>/<file>.py; tests/unit/fakes the fakes."""
+    for path in TESTS.rglob("test_*.py"):
+        where = path.relative_to(TESTS)
+        name = "__main__" if where.name == "test_main.py" else where.stem.removeprefix("test_")
+        if where.parts == ("test_layers.py",):
+            continue
+        base = ROOT / "tests" if where.parts[0] == "fakes" else PACKAGE
+        source = base / where.parent / f"{name}.py"
+        assert source.exists(), f"{where} tests nothing: there is no {source.relative_to(ROOT)}"
