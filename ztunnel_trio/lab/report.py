@@ -88,7 +88,7 @@ class PlainTeller:
 
 
 class RichTeller:
-    """Readable at a glance: one table row a call, the promises below only where they matter."""
+    """Readable at a glance: one small table a call, its claims spelt out only where one is broken."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -110,8 +110,11 @@ class RichTeller:
         table.add_row("on the wire", Text(story.wire, style="red" if "CLEAR" in story.wire else "green"))
         verdict_style = "green" if story.verdict == "allowed" else "yellow"
         table.add_row("verdict", Text(story.verdict, style=verdict_style))
+        kept = [finding for finding in story.findings if finding.kept]
+        table.add_row("claims", Text(f"{len(kept)} of {len(story.findings)} borne out"))
         for finding in story.findings:
-            table.add_row(*_row(finding))
+            if not finding.kept:
+                table.add_row(*_row(finding))
         self._console.print(table)
 
     def deletion(self, pod: str, findings: Sequence[Finding]) -> None:
