@@ -208,13 +208,13 @@ class Engine:
             try:
                 end.ready(flags)
             except Exception as error:  # noqa: BLE001  # a pump's failure is its own connection's
-                end.broke(error)
+                _break(end, error)
         for _ in range(len(self._later)):
             end = self._later.popleft()
             try:
                 end.go_on()
             except Exception as error:  # noqa: BLE001
-                end.broke(error)
+                _break(end, error)
         self._in_turn = False
         return trio_is_ready
 
@@ -222,6 +222,14 @@ class Engine:
     def is_busy(self) -> bool:
         """Whether somebody waits for another round."""
         return bool(self._later)
+
+
+def _break(end: End, error: Exception) -> None:
+    """End the connection whose pump raised; whatever that raises in turn must not reach Trio."""
+    try:
+        end.broke(error)
+    except Exception:
+        log.exception("a connection could not be ended after %r", error)
 
 
 class _InIdleWait(trio.abc.Instrument):

@@ -111,6 +111,28 @@ async def test_what_a_pump_raises_ends_its_own_end_only(use_instrument: bool) ->
 
 @drivers
 @trio_test
+async def test_an_end_that_cannot_even_be_broken_stops_nobody(use_instrument: bool) -> None:
+    class Stubborn(Pipe):
+        def broke(self, error: Exception) -> None:
+            raise RuntimeError("another bug")
+
+    engine = Engine(use_instrument=use_instrument)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        bad, good = Stubborn(engine), Pipe(engine)
+        bad.raises = RuntimeError("a bug")
+        os.write(bad.writing, b"x")
+        await trio.sleep(0.01)
+        os.write(good.writing, b"y")
+        with trio.fail_after(5):
+            await good.arrived.wait()
+        bad.close()
+        good.close()
+        nursery.cancel_scope.cancel()
+
+
+@drivers
+@trio_test
 async def test_tasks_and_timers_get_their_turn_under_endless_traffic(use_instrument: bool) -> None:
     engine = Engine(use_instrument=use_instrument)
     async with trio.open_nursery() as nursery:
