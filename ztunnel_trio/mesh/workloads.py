@@ -123,6 +123,7 @@ class Workloads:
 
     local_node: str | None
     backing: Callable[[NamespacedHostname], Backing]
+    built_at_most: int = WORKLOADS_BUILT
     _records: dict[str, bytes] = field(default_factory=dict)
     _templates: Numbered[bytes | Workload, Template] = field(default_factory=Numbered)
     _places: Numbered[tuple[str, str, str, str], Place] = field(default_factory=Numbered)
@@ -230,7 +231,7 @@ class Workloads:
             _split(record[_HEAD.size : end]),
             place,
         )
-        if len(self._built) >= WORKLOADS_BUILT:
+        if len(self._built) >= self.built_at_most:
             self._built.pop(next(iter(self._built)))  # the oldest: a value in use is soon made again
         self._built[uid] = workload
         return workload
