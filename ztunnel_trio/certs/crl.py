@@ -1,0 +1,185 @@
+"""The revocation list of the mesh's CAs: loaded, reloaded on change, asked at every handshake, and applied
+to connections that were established before.
+
+Theory of operation. `open()` reads `CRL_PATH`; `run()` looks at the file once a second through every link
+(Kubernetes swaps one of its directory) and, when it has been still for two seconds, loads it in a thread.
+What fails to load leaves the list before in force. A connection is registered with its verified path after
+the handshake; each load walks all of them, a set lookup a certificate, and calls back for those whose path
+is now revoked.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn, Protocol
+
+import trio
+
+from ztunnel_trio.decide.revoked import Path, Revocations, is_revoked, parse_revocations
+from ztunnel_trio.errors import PeerBrokeProtocol
+
+log = logging.getLogger("ztunnel::tls::crl")
+
+REVOKED_TEXT: Final = "invalid peer certificate: Revoked"
+UNREADABLE_TEXT: Final = "invalid peer certificate: BadEncoding"
+Reporter = Literal["source", "destination"]
+_CHECKS_AT_ONCE: Final = 256
+
+
+class CrlMetrics(Protocol):
+    """What is counted of revocation."""
+
+    def crl_rejection(self, reporter: Reporter, /) -> None:
+        """A handshake was refused or a connection closed."""
+
+    def crl_untracked(self, reporter: Reporter, /) -> None:
+        """A connection could not be registered and lives on unwatched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrlSettings:
+    """How soon a change is seen."""
+
+    look_seconds: float = 1.0
+    still_seconds: float = 2.0
+    """ztunnel src/tls/crl.rs: a change counts when nothing followed for so long."""
+    most_bytes: int = 64 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Registration:
+    """One watched connection; `release` it when it ends."""
+
+    _keeper: "CrlKeeper"
+    reporter: Reporter
+    on_revoked: Callable[[], None]
+
+    def release(self) -> None:
+        """Watch it no more. Doing it twice changes nothing."""
+        self._keeper._registered.pop(self, None)
+
+
+class CrlKeeper:
+    """The lists in force and the connections they may end. See the module's text."""
+
+    def __init__(self, path: str, metrics: CrlMetrics, settings: CrlSettings | None = None) -> None:
+        self._path = path
+        self._metrics = metrics
+        self._settings = settings or CrlSettings()
+        self._registered: dict[Registration, Path] = {}
+        self._seen: tuple[int, ...] | None = None
+        self.revocations = Revocations()
+        self.generation = 0
+
+    @classmethod
+    def open(cls, path: str, metrics: CrlMetrics, settings: CrlSettings | None = None) -> "CrlKeeper | None":
+        """Load the list for the first time. A file that is not there yet is waited for by `run`; one that
+        cannot be read switches revocation off for the life of the process, and None is returned.
+        """
+        keeper = cls(path, metrics, settings)
+        keeper._seen = keeper._look()
+        try:
+            keeper._take(keeper._load())
+        except FileNotFoundError:
+            log.warning("CRL file %s does not exist; waiting for it", path)
+        except (OSError, PeerBrokeProtocol) as error:
+            log.warning("failed to initialize crl manager: %s", error)
+            return None
+        return keeper
+
+    async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Follow the file until cancelled."""
+        task_status.started()
+        while True:
+            await trio.sleep(self._settings.look_seconds)
+            if self._look() != self._seen:
+                await self._settle()
+                await self._reload()
+
+    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> str | None:
+        """Judge a new peer by its verified chain, the leaf first and the anchor last.
+
+        Returns the refusal's text, or None. A chain that cannot be read is refused: it cannot be checked.
+        """
+        if self.revocations.is_empty:
+            return None
+        try:
+            path = Path.parse(chain_der)
+        except PeerBrokeProtocol:
+            return UNREADABLE_TEXT
+        if not is_revoked(path, self.revocations):
+            return None
+        self._metrics.crl_rejection(reporter)
+        return REVOKED_TEXT
+
+    def register(
+        self, chain_der: Sequence[bytes], on_revoked: Callable[[], None], *, reporter: Reporter
+    ) -> Registration:
+        """Watch an established connection. `on_revoked` is called at most once, from `register` itself if a
+        list already names it; it must not block.
+        """
+        registration = Registration(self, reporter, on_revoked)
+        try:
+            path = Path.parse(chain_der)
+        except PeerBrokeProtocol as error:
+            log.warning("connection is not tracked for revocation: %s", error)
+            self._metrics.crl_untracked(reporter)
+            return registration
+        self._registered[registration] = path
+        if is_revoked(path, self.revocations):
+            self._revoke(registration)
+        return registration
+
+    @property
+    def tracked(self) -> int:
+        """How many connections are watched."""
+        return len(self._registered)
+
+    async def _settle(self) -> None:
+        """Wait until the file has not changed for a while."""
+        state = self._look()
+        while True:
+            await trio.sleep(self._settings.still_seconds)
+            before, state = state, self._look()
+            if state == before:
+                self._seen = state
+                return
+
+    async def _reload(self) -> None:
+        try:
+            loaded = await trio.to_thread.run_sync(self._load, abandon_on_cancel=True)
+        except (OSError, PeerBrokeProtocol) as error:
+            log.debug("CRL reload failed, the list before stays in force: %s", error)
+            return
+        self._take(loaded)
+        log.info("CRL reloaded, generation %d", self.generation)
+        for number, (registration, path) in enumerate(list(self._registered.items())):
+            if registration in self._registered and is_revoked(path, self.revocations):
+                self._revoke(registration)
+            if number % _CHECKS_AT_ONCE == _CHECKS_AT_ONCE - 1:
+                await trio.lowlevel.checkpoint()
+
+    def _revoke(self, registration: Registration) -> None:
+        registration.release()
+        self._metrics.crl_rejection(registration.reporter)
+        registration.on_revoked()
+
+    def _take(self, loaded: Revocations) -> None:
+        self.revocations = loaded
+        self.generation += 1
+
+    def _load(self) -> Revocations:
+        with open(self._path, "rb") as file:
+            content = file.read(self._settings.most_bytes + 1)
+        if len(content) > self._settings.most_bytes:
+            raise PeerBrokeProtocol(f"CRL file is larger than {self._settings.most_bytes} bytes")
+        return parse_revocations(content)
+
+    def _look(self) -> tuple[int, ...] | None:
+        """What tells one state of the file from another, through every link; None when it is not there."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
