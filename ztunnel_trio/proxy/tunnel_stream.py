@@ -145,7 +145,7 @@ class TunnelStream:
         if self._over is _Over.LOST:
             lost = self._tunnel.lost_text
             return None if lost is None else f"io error: {lost}"
-        if self._over is _Over.DROPPED or self._code == ErrorCode.NO_ERROR:
+        if self._over is _Over.DROPPED or self._code == ErrorCode.NO_ERROR or self._is_passed_on_reset:
             return None
         if self._over is _Over.RESET and self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
             return "io error: broken pipe"
@@ -158,7 +158,9 @@ class TunnelStream:
 
     def failure(self) -> str | None:
         """See `net.relay.StreamEnd`."""
-        if not self._is_broken or self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
+        if not self._is_broken or self._is_passed_on_reset:
+            return None
+        if self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
             return None
         return f"protocol error: {reason_text(self._code)}"
 
@@ -180,6 +182,11 @@ class TunnelStream:
     @property
     def _is_broken(self) -> bool:
         return self._over is _Over.FAILED or (self._over is _Over.RESET and self._code != ErrorCode.NO_ERROR)
+
+    @property
+    def _is_passed_on_reset(self) -> bool:
+        """The peer's TCP connection was reset (RFC 9113 8.5): as little an error here as it is there."""
+        return self._over is _Over.RESET and self._code == ErrorCode.CONNECT_ERROR
 
     def deliver(self, data: memoryview) -> None:
         """Payload from the peer."""
