@@ -1,0 +1,188 @@
+"""The one entry for every check: `nox` runs lint, types and unit; CI runs nox and nothing else.
+
+`nox -l` lists the sessions; arguments behind `--` go to the tool, e.g. `nox -s unit -- -k drain`.
+"""
+
+import filecmp
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.sessions = ["lint", "types", "unit"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")
+CODE = ("ztunnel_trio", "tests", "noxfile.py")
+ASYNC_RULES = "ASYNC900,ASYNC911,ASYNC912,ASYNC913"
+RUNTIME_PROTOS = ("xds.proto", "workload.proto", "authorization.proto")  # by the hundred thousand: protobuf
+MESSAGE_PROTOS = ("citadel.proto", "zds.proto")  # one at a time: betterproto2
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+OWN_IMPORT = re.compile(r"^import (\w+_pb2)", re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group."""
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def pytest(session: nox.Session, *paths: str) -> None:
+    """Install the project with its test group, run pytest on the paths."""
+    session.install("-e", ".", *group("test"))
+    session.run("pytest", *paths, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format, lint, async rules, spelling."""
+    session.install(*group("lint"))
+    session.run("ruff", "format", "--check", *CODE)
+    session.run("ruff", "check", *CODE)
+    exclude = "--exclude=ztunnel_trio/pb"
+    session.run("flake8", f"--select={ASYNC_RULES}", f"--enable={ASYNC_RULES}", exclude, *CODE)
+    session.run("codespell", *CODE, "docs", "README.md", "CHANGELOG.md", "protos")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict, over code and tests. (pyright: `nox -s pyright`, no gate: docs/decisions/0003.)"""
+    session.install("-e", ".", *group("types"), *group("bench"), "nox>=2025.5")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session(default=False)
+def pyright(session: nox.Session) -> None:
+    """A second opinion on types; needs Node or leave to fetch it, so it is no gate."""
+    session.install("-e", ".", *group("types"))
+    session.run("pyright", *session.posargs)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Tests that need no root, no network, no real time."""
+    pytest(session, "tests/unit")
+
+
+@nox.session(default=False)
+def property(session: nox.Session) -> None:  # noqa: A001  the session's name
+    """Properties of parsers and cores."""
+    pytest(session, "tests/property")
+
+
+@nox.session(default=False)
+def scenario(session: nox.Session) -> None:
+    """The whole process against fakes on loopback."""
+    pytest(session, "tests/scenario")
+
+
+@nox.session(default=False)
+def netns(session: nox.Session) -> None:
+    """Real namespaces and redirection; root. With REQUIRE_NETNS=1 a skip is a failure."""
+    pytest(session, "tests/netns")
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Branch coverage of unit and property tests."""
+    session.install("-e", ".", *group("test"))
+    session.run("coverage", "run", "-m", "pytest", "-q", "tests/unit", "tests/property")
+    session.run("coverage", "report", "--skip-covered", "--show-missing", *session.posargs)
+
+
+@nox.session(default=False)
+def protos(session: nox.Session) -> None:
+    """Make ztunnel_trio/pb from protos; `-- --check` only says whether it is up to date."""
+    session.install(*group("protos"), *[r for r in PROJECT["project"]["dependencies"] if "grpclib" in r])
+    with tempfile.TemporaryDirectory() as made:
+        generate(session, Path(made))
+        kept = ROOT / "ztunnel_trio" / "pb"
+        if "--check" in session.posargs:
+            if wrong := differing(Path(made), kept):
+                session.error(f"not as generated, run nox -s protos: {', '.join(wrong)}")
+            return
+        for name in files_of(Path(made)):
+            target = kept / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(made) / name, target)
+
+
+def generate(session: nox.Session, target: Path) -> None:
+    """Run the compilers into a directory laid out as ztunnel_trio/pb."""
+    script = "import grpc_tools, pathlib; print(pathlib.Path(grpc_tools.__file__).parent / '_proto')"
+    well_known = str(session.run("python", "-c", script, silent=True)).strip()
+    protoc = ("python", "-m", "grpc_tools.protoc", "-I", well_known, "-I", str(ROOT / "protos"))
+    messages = target / "messages"
+    messages.mkdir()
+    with session.chdir(target):  # betterproto2 formats with the ruff settings of where it runs
+        outputs = (f"--python_out={target}", f"--pyi_out={target}", f"--grpclib_python_out={target}")
+        session.run(*protoc, *outputs, *RUNTIME_PROTOS)
+        options = ("client_generation=async", "server_generation=async")
+        flags = [f"--python_betterproto2_opt={option}" for option in options]
+        session.run(*protoc, f"--python_betterproto2_out={messages}", *flags, *MESSAGE_PROTOS)
+    for path in (*target.glob("*.py"), *target.glob("*.pyi")):
+        text = re.sub(
+            r"^import (\w+_pb2)", r"from ztunnel_trio.pb import \1", path.read_text(), flags=re.MULTILINE
+        )
+        path.write_text(text)
+    for empty in ("workload_grpc.py", "authorization_grpc.py"):  # these files define no service
+        (target / empty).unlink()
+
+
+def files_of(directory: Path) -> set[Path]:
+    """Every file below, relative, without what the interpreter leaves behind."""
+    return {
+        path.relative_to(directory)
+        for path in directory.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def differing(made: Path, kept: Path) -> list[str]:
+    """Files that differ, are missing, or are too many (the package's own docstring is ours)."""
+    both = files_of(made) | (files_of(kept) - {Path("__init__.py")})
+    return sorted(
+        str(name)
+        for name in both
+        if not ((made / name).exists() and (kept / name).exists())
+        or not filecmp.cmp(made / name, kept / name, shallow=False)
+    )
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Make docs/reference/env.md (`-- --check`: compare) and follow every relative link."""
+    session.install("-e", ".")
+    page = ROOT / "docs" / "reference" / "env.md"
+    if "--check" in session.posargs:
+        session.run("python", "-m", "ztunnel_trio.spec.env", "--check", str(page))
+    else:
+        page.write_text(str(session.run("python", "-m", "ztunnel_trio.spec.env", silent=True)))
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "protos").glob("*.md")]
+    broken = [
+        f"{path.relative_to(ROOT)}: {target}"
+        for path in pages
+        for target in LINK.findall(path.read_text())
+        if "://" not in target and not (path.parent / target).exists()
+    ]
+    if broken:
+        session.error("links that lead nowhere:\n" + "\n".join(broken))
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks named behind `--`, or all of tests/benchmarks."""
+    session.install("-e", ".", *group("test"), *group("bench"))
+    every = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "__init__")
+    for name in session.posargs or every:
+        session.run("python", "-m", f"tests.benchmarks.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit("run nox")
