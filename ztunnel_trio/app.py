@@ -52,6 +52,8 @@ async def serve(config: Config, about: BuildInfo) -> None:
             await control.start(parts.keeper.run)
             if parts.ads is not None:
                 control.start_soon(parts.ads.run)
+            if parts.crl is not None:
+                await control.start(parts.crl.run)
             if parts.local_mesh is not None:
                 control.start_soon(parts.local_mesh.run)
             await serve_proxies(parts)

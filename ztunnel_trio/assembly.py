@@ -21,6 +21,7 @@ from ztunnel_trio.admin.dump import (
 )
 from ztunnel_trio.admin.http import HttpServer
 from ztunnel_trio.admin.server import admin_server, readiness_server, stats_server
+from ztunnel_trio.certs.crl import CrlKeeper
 from ztunnel_trio.certs.fake_ca import FakeCa
 from ztunnel_trio.certs.keeper import Keeper
 from ztunnel_trio.certs.signed import SignedCertificates
@@ -75,6 +76,7 @@ class Parts:
     keeper: Keeper
     ads: AdsClient | None
     local_mesh: LocalMesh | None
+    crl: CrlKeeper | None
     mesh_arrived: trio.Event
     servers: list[HttpServer]
     house: House | None = None  # once its nursery is open
@@ -120,6 +122,7 @@ def build(config: Config, about: BuildInfo) -> Parts:
         keeper=keeper,
         ads=ads,
         local_mesh=local_mesh,
+        crl=None if config.crl_path is None else CrlKeeper.open(config.crl_path, metrics),
         mesh_arrived=mesh_arrived,
         servers=[],
     )
@@ -142,7 +145,7 @@ def make_house(parts: Parts, nursery: trio.Nursery) -> House:
         engine=parts.engine,
         access=AccessLog(parts.metrics),
         metrics=parts.metrics,
-        revocations=None,
+        revocations=parts.crl,
         resolve=resolver.resolve,
         demand=parts.ads.demand if parts.ads is not None else nobody_to_ask,
         rng=parts.rng,

@@ -67,7 +67,6 @@ class Dialler:
             raise Refused(Refusal(Reason.HBONE_CONNECT_TIMEOUT, io_text(error))) from error
         except OSError as error:
             raise Refused(Refusal(Reason.IO, io_text(error))) from error
-        revocations = self.node.revocations
         try:
             with trio.fail_after(settings.handshake_seconds):
                 tls, peer = await connect_tls(
@@ -75,7 +74,7 @@ class Dialler:
                     certificate,
                     key.expected,
                     contexts=self.node.contexts,
-                    verdict=None if revocations is None else revocations.verdict_for("source"),
+                    verdict=self.node.verdict_for("source"),
                 )
         except TlsMisconfigured as error:
             raise Refused(Refusal(Reason.TLS_CONFIG, str(error))) from error
@@ -93,7 +92,7 @@ class Dialler:
         Raises:
             Refused: the peer there is not one of `expected`, or the handshake failed.
         """
-        engine, revocations = self.node.engine, self.node.revocations
+        engine = self.node.engine
         try:
             context = self.node.contexts.client_context(certificate)
         except TlsMisconfigured as error:
@@ -105,8 +104,8 @@ class Dialler:
                 await memory.handshake()
             peer = proven_peer(memory.tls)
             why_not = judge_server(peer, expected)
-            if why_not is None and revocations is not None:
-                why_not = revocations.verdict_for("source")(peer)
+            if why_not is None and (verdict := self.node.verdict_for("source")) is not None:
+                why_not = verdict(peer)
             if why_not is not None:
                 raise TlsFailed(why_not)
         except BaseException as error:
@@ -128,7 +127,7 @@ class Dialler:
             yield
             return
         on_revoked = partial(tunnel.abort, REVOKED)
-        registration = self.node.revocations.register(peer, "source", on_revoked)
+        registration = self.node.revocations.register(peer.chain_der, on_revoked, reporter="source")
         try:
             yield
         finally:

@@ -73,7 +73,7 @@ class Inbound:
         Raises:
             Refused: no certificate of ours, or the peer's TLS failed.
         """
-        settings, revocations = self.node.settings, self.node.revocations
+        settings = self.node.settings
         workload = await self.node.live.local_workload(self.info, seconds=settings.local_workload_seconds)
         if workload is None:
             raise Refused(Refusal(Reason.SIGNING, f"workload is unknown: {self.info}"))
@@ -87,7 +87,7 @@ class Inbound:
                     sock,
                     certificate,
                     contexts=self.node.contexts,
-                    verdict=None if revocations is None else revocations.verdict_for("destination"),
+                    verdict=self.node.verdict_for("destination"),
                 )
         except trio.TooSlowError as error:
             raise Refused(Refusal(Reason.TLS_HANDSHAKE, io_text(error))) from error
@@ -121,7 +121,9 @@ class TunnelServer:
     async def run(self) -> None:
         """Serve streams until the tunnel ends; a drain lets those that run finish."""
         revocations = self.inbound.node.revocations
-        watch = None if revocations is None else revocations.register(self.who, "destination", self.revoke)
+        watch = None
+        if revocations is not None:
+            watch = revocations.register(self.who.chain_der, self.revoke, reporter="destination")
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.drain_when_asked)

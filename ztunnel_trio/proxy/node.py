@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,11 +41,15 @@ class Registration(Protocol):
 class Revocations(Protocol):
     """Revocation lists; `certs.crl.CrlKeeper` is one."""
 
-    def verdict_for(self, reporter: Reporter) -> Verdict:
-        """What a handshake asks of its peer; a refusal is counted for this reporter."""
+    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> str | None:
+        """Why a new peer's verified chain is refused, or None; a refusal is counted."""
         ...
 
-    def register(self, peer: TlsPeer, reporter: Reporter, on_revoked: Callable[[], None]) -> Registration: ...
+    def register(
+        self, chain_der: Sequence[bytes], on_revoked: Callable[[], None], *, reporter: Reporter
+    ) -> Registration:
+        """Watch an established connection; `on_revoked` is called at most once."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,3 +90,14 @@ class Node:
     resolve: Callable[[str], Awaitable[HostAnswer]]
     demand: Callable[[str], Awaitable[None]]
     rng: random.Random
+
+    def verdict_for(self, reporter: Reporter) -> Verdict | None:
+        """What a handshake asks about its peer; None where nothing is ever revoked."""
+        revocations = self.revocations
+        if revocations is None:
+            return None
+
+        def verdict(peer: TlsPeer) -> str | None:
+            return revocations.verdict(peer.chain_der, reporter=reporter)
+
+        return verdict
