@@ -12,6 +12,7 @@ import trio
 
 from ztunnel_trio.lab import demo as demonstration
 from ztunnel_trio.lab import http, launch, privilege
+from ztunnel_trio.lab.cni import ProxyGone
 from ztunnel_trio.lab.mesh import FoundLab, Lab, ProxyRefused, find_labs
 from ztunnel_trio.lab.netlink import KernelLacks
 from ztunnel_trio.lab.proxy_process import ProxyFailed
@@ -78,7 +79,7 @@ def _demonstrate(tell: Teller, *, keep: bool) -> int:
         for error in leaves(interrupted):
             tell.problem(f"{error}: taken down")
             code = _SIGNAL_EXIT + error.number if isinstance(error, Interrupted) else 1
-    except* (KernelLacks, ProxyFailed, ProxyRefused, trio.TooSlowError) as failed:
+    except* (KernelLacks, ProxyFailed, ProxyRefused, ProxyGone, trio.TooSlowError, OSError) as failed:
         for one in leaves(failed):
             tell.problem(str(one) or "something took too long")
     return code

@@ -312,6 +312,31 @@ async def test_other_processes_find_the_namespaces_of_a_lab(lab: Lab) -> None:
     assert found.addresses["lonely"] == str(pod.ip)
 
 
+@with_lab(LabSettings(nodes=("node-1",)))
+async def test_a_replanted_pod_and_a_second_proxy_are_served(lab: Lab) -> None:
+    pod = await lab.add_pod("server", node="node-1")
+    client = await lab.add_pod("client", node="node-1")
+    node = lab.nodes["node-1"]
+    await lab.start()
+    second = await lab.add_proxy(node, "upgrade")
+    second.start(resolv=node.resolv)
+    with trio.fail_after(20):
+        await second.wait_ready()
+    old_address, old_netns = pod.ip, pod.host.netns.key
+
+    await lab.replant(pod)
+    await pod.serve(APP_PORT, apps.Hello("server", pod.host))
+    response = await apps.call(client.host, SocketAddress(pod.ip, APP_PORT))
+
+    assert pod.ip != old_address
+    assert pod.host.netns.key != old_netns
+    assert [hop.client for hop in apps.hops(response.body)] == [str(client.ip)]
+    assert node.proxy.usage().descriptors > 10
+    assert "workload_manager_active_proxy_count" in await node.proxy.metrics()
+    assert await second.stop() == 0
+    assert node.proxy.is_running
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_demo_that_is_killed_leaves_no_process_and_the_next_one_no_directory(
     number: signal.Signals, tmp_path: Path

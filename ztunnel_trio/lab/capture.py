@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from ztunnel_trio.lab.hosts import Host
+from ztunnel_trio.lab.netlink import KernelLacks
 from ztunnel_trio.model.address import SocketAddress
 
 _ETHERTYPE_IPV4, _ETHERTYPE_IPV6, _ETHERTYPE_ALL = 0x0800, 0x86DD, 0x0003
@@ -250,10 +251,13 @@ async def watch(
     """Read every frame that enters the bridge until cancelled.
 
     Raises:
-        OSError: packet sockets are not permitted.
+        KernelLacks: there are no packet sockets here.
     """
-    with fabric.netns.inside():
-        packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETHERTYPE_ALL))
+    try:
+        with fabric.netns.inside():
+            packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETHERTYPE_ALL))
+    except OSError as error:
+        raise KernelLacks(f"the kernel refuses a packet socket: {error.strerror}") from error
     with packets:
         try:
             packets.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _SOCKET_BUFFER_BYTES)

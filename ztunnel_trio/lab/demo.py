@@ -7,6 +7,7 @@ to see. Then a pod is deleted. What is told of each comes from sockets, captured
 replies and the proxies' logs (`lab.evidence`).
 """
 
+import contextlib
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -229,7 +230,7 @@ async def _delete(scene: Scene, name: str, client: str) -> DeletionEvidence:
     """Delete a pod under a live connection and look at what is left."""
     lab, pod = scene.lab, scene.lab.pods[name]
     assert pod.node is not None
-    before = pod.listening()
+    before, held_before = pod.listening(), _holds(pod, pod.node.proxy.pid)
     with trio.fail_after(_END_SECONDS):
         stream = await lab.pods[client].connect(SocketAddress(pod.ip, ECHO_PORT))
     async with stream:
@@ -240,9 +241,8 @@ async def _delete(scene: Scene, name: str, client: str) -> DeletionEvidence:
         seconds = trio.current_time() - began
     await lab.push(removed=[pod.workload_uid])
     after, refused = pod.listening(), [port for port in PROXY_PORTS if await _is_refused(pod, port)]
-    inode = os.fstat(pod.host.netns.fileno()).st_ino
     mentioned = await _is_mentioned(pod.node, (pod.uid, pod.workload_uid))
-    holds = _holds(pod.node.proxy.pid, inode)
+    held_after = _holds(pod, pod.node.proxy.pid)
     others = await _others_served(scene)
     await lab.delete_pod(pod)
     return DeletionEvidence(
@@ -254,7 +254,8 @@ async def _delete(scene: Scene, name: str, client: str) -> DeletionEvidence:
         ports_after=after,
         refused=refused,
         acknowledged=acknowledged,
-        holds_namespace=holds,
+        held_before=held_before,
+        held_after=held_after,
         mentioned=mentioned,
         others_served=others,
     )
@@ -301,16 +302,15 @@ async def _is_refused(pod: Pod, port: int) -> bool:
     return False
 
 
-def _holds(pid: int, inode: int) -> bool:
-    """Whether a process holds the namespace's descriptor or a socket in it, as far as /proc tells."""
-    base = f"/proc/{pid}/fd"
+def _holds(pod: Pod, pid: int) -> int:
+    """How many descriptors of a process are the pod's namespace or a socket in it."""
+    base, inside = f"/proc/{pid}/fd", {f"socket:[{inode}]" for inode in pod.sockets()}
+    inside.add(f"net:[{os.fstat(pod.host.netns.fileno()).st_ino}]")
+    found = 0
     for name in os.listdir(base):
-        try:
-            if os.readlink(f"{base}/{name}") == f"net:[{inode}]":
-                return True
-        except OSError:  # closed meanwhile
-            continue
-    return False
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found += os.readlink(f"{base}/{name}") in inside
+    return found
 
 
 async def _others_served(scene: Scene) -> bool:

@@ -193,7 +193,8 @@ class DeletionEvidence:
     ports_after: Sequence[int]
     refused: Sequence[int]  # of the proxy's ports, those that refuse a connection afterwards
     acknowledged: str | None  # the proxy's answer to the agent
-    holds_namespace: bool  # a socket or descriptor of the proxy still lies in the pod
+    held_before: int  # descriptors of the proxy that are the pod's namespace or a socket in it
+    held_after: int
     mentioned: bool | None  # whether the proxy's dump still names it; None: it could not be read
     others_served: bool  # another pod's call still works
 
@@ -218,7 +219,10 @@ def tell_deletion(seen: DeletionEvidence, proxy_ports: Sequence[int]) -> list[Fi
         ),
         Finding(f"after: it listens on {_ports(left)}", not left),
         Finding(f"after: {_ports(seen.refused)} refuse connections", set(proxy_ports) <= set(seen.refused)),
-        Finding("after: no descriptor of the proxy lies in the pod's namespace", not seen.holds_namespace),
+        Finding(
+            f"after: of {seen.held_before} descriptors in the pod the proxy still holds {seen.held_after}",
+            seen.held_before > 0 and seen.held_after == 0,
+        ),
         Finding("after: the proxy's config dump does not know it", seen.mentioned is False),
         Finding("the other pods are served as before", seen.others_served),
     ]

@@ -191,10 +191,18 @@ class Pod:
 
     def listening(self) -> list[int]:
         """The TCP ports somebody listens on in its namespace, as the kernel tells."""
-        with self.host.netns.inside():
-            tables = [Path(f"/proc/thread-self/net/{name}").read_text() for name in ("tcp", "tcp6")]
-        rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+        rows = self._socket_table("tcp", "tcp6")
         return sorted({int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == _TCP_LISTEN})
+
+    def sockets(self) -> set[str]:
+        """The inode numbers of all TCP and UDP sockets in its namespace that some process holds."""
+        rows = self._socket_table("tcp", "tcp6", "udp", "udp6")
+        return {row[9] for row in rows} - {"0"}
+
+    def _socket_table(self, *names: str) -> list[list[str]]:
+        with self.host.netns.inside():
+            tables = [Path(f"/proc/thread-self/net/{name}").read_text() for name in names]
+        return [row.split() for table in tables for row in table.splitlines()[1:]]
 
 
 _TCP_LISTEN: Final = "0A"  # include/net/tcp_states.h
@@ -216,6 +224,8 @@ class Lab:
         self.nodes: dict[str, Node] = {}
         self.pods: dict[str, Pod] = {}
         self.services: dict[str, Service] = {}
+        self._extra_hosts: list[Host] = []
+        self._extra_proxies: list[ProxyProcess] = []
         self._vips = itertools.count(_FIRST_VIP)
         self._uids = itertools.count(1)
 
@@ -240,6 +250,22 @@ class Lab:
         )
         node = self.nodes[name] = Node(self, name, host, agent, directory, proxy, resolv)
         return node
+
+    async def add_proxy(self, node: Node, name: str) -> ProxyProcess:
+        """A second proxy for a node, in a namespace of its own, as during a rolling upgrade. It is not
+        started; the agent greets it when it comes.
+
+        Raises:
+            KernelLacks: naming what.
+        """
+        host = await self.fabric.plug(name, NODES)
+        self._extra_hosts.append(host)
+        directory = self.directory / name
+        directory.mkdir()
+        environment = self._environment(node.name, host, node.agent)
+        proxy = ProxyProcess(host, directory, command=node.proxy.command, environment=environment)
+        self._extra_proxies.append(proxy)
+        return proxy
 
     async def add_pod(
         self,
@@ -381,6 +407,30 @@ class Lab:
         del self.pods[pod.name]
         self._write_state()
 
+    async def replant(self, pod: Pod) -> None:
+        """Give a pod a new namespace under its old uid, as a sandbox that was made anew; its address changes.
+
+        Raises:
+            KernelLacks: naming what.
+            ProxyRefused: the proxy could not serve it.
+        """
+        pod.stop_apps()
+        old, pod.host = pod.host, await self.fabric.plug(pod.name, PODS)
+        await pod.host.capture()
+        await self.enrol(pod)
+        await self.istiod.push(pod.workload())
+        await self.fabric.unplug(old)
+        self._write_state()
+
+    def hosts(self) -> list[Host]:
+        """Every host but the fabric."""
+        nodes = [node.host for node in self.nodes.values()]
+        return [*nodes, *(pod.host for pod in self.pods.values()), *self._extra_hosts]
+
+    def proxies(self) -> list[ProxyProcess]:
+        """Every proxy, started or not."""
+        return [*(node.proxy for node in self.nodes.values()), *self._extra_proxies]
+
     async def start_istiod(self) -> None:
         """Serve the control plane (again, after `Istiod.stop`)."""
         await self.nursery.start(self.istiod.run, self.fabric.host)
@@ -411,12 +461,11 @@ class Lab:
 
     def _write_state(self) -> None:
         """Where other processes find the namespaces: `find_labs`."""
-        hosts = [*(node.host for node in self.nodes.values()), *(pod.host for pod in self.pods.values())]
         services = {
             name: {"ip": str(self.address_of(name).ip), "port": self.address_of(name).port}
             for name in self.services
         }
-        state = {"hosts": {host.name: {"path": host.path, "ip": str(host.ip)} for host in hosts}}
+        state = {"hosts": {host.name: {"path": host.path, "ip": str(host.ip)} for host in self.hosts()}}
         path = self.directory / _STATE_FILE
         path.with_suffix(".new").write_text(json.dumps({**state, "services": services}))
         path.with_suffix(".new").replace(path)
@@ -455,12 +504,12 @@ async def open_lab(
                     await lab.add_node(name)
                 yield lab
             finally:
-                for node in lab.nodes.values():
-                    node.proxy.kill()
+                for proxy in lab.proxies():
+                    proxy.kill()
                 nursery.cancel_scope.cancel(reason="the lab closes")
     finally:
         if lab is not None:
-            for host in [*(n.host for n in lab.nodes.values()), *(p.host for p in lab.pods.values())]:
+            for host in lab.hosts():
                 host.close()
             lab.fabric.close()
         shutil.rmtree(directory, ignore_errors=True)
