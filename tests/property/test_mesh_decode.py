@@ -1,0 +1,183 @@
+"""What decoding and the stores promise for any input.
+
+"A bad resource rejects itself only" (ztunnel src/xds.rs): any bytes are an entry or `PeerBrokeProtocol`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.mesh.world import DATA, key, pod, service
+from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol
+from ztunnel_trio.mesh.decode import (
+    AddressEntry,
+    ServiceEntry,
+    WorkloadEntry,
+    prepare_address,
+    prepare_policy,
+    workload_entry,
+    workload_of,
+)
+from ztunnel_trio.mesh.document import read_dump, read_local
+from ztunnel_trio.mesh.mesh import Batch, Mesh
+from ztunnel_trio.model.service import HealthPolicy, LoadBalancer, LoadBalancingMode
+from ztunnel_trio.model.workload import Workload
+from ztunnel_trio.pb.xds_pb2 import DeltaDiscoveryResponse
+
+
+def recorded(name: str) -> list[bytes]:
+    answer = DeltaDiscoveryResponse.FromString((DATA / name).read_bytes())
+    return [each.resource.value for each in answer.resources]
+
+
+ADDRESSES, POLICIES = recorded("istiod_address.bin"), recorded("istiod_authorization.bin")
+
+
+@st.composite
+def damaged(draw: st.DrawFn, payloads: Sequence[bytes]) -> bytes:
+    """A real payload with some bytes replaced, inserted or cut."""
+    data = bytearray(draw(st.sampled_from(payloads)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        data[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(data)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200) | damaged(ADDRESSES))
+@example(b"")
+def test_any_bytes_are_an_address_or_refused(payload: bytes) -> None:
+    try:
+        entry = prepare_address("any/name", payload)
+    except PeerBrokeProtocol:
+        return
+    mesh = Mesh()
+    mesh.apply(Batch(addresses=[entry]))
+    if isinstance(entry, WorkloadEntry):
+        assert mesh.workload(entry.uid) == workload_of(entry)
+        mesh.apply(Batch(removed_addresses=[entry.uid]))
+    else:
+        assert mesh.service(entry.service.key) == entry.service
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200) | damaged(POLICIES))
+def test_any_bytes_are_a_policy_or_refused(payload: bytes) -> None:
+    try:
+        entry = prepare_policy("any/name", payload)
+    except PeerBrokeProtocol:
+        return
+    assert entry.key == "any/name"
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=60) | st.text(alphabet="{}[]:,-!&*'\"\n ab01#|>?%@`", max_size=60))
+def test_any_text_is_a_document_or_refused(text: str) -> None:
+    for read in (read_local, read_dump):
+        try:
+            read(text)
+        except ConfigError:
+            continue
+
+
+KEYS = ("ns/a", "ns/b", "other/a")
+ALL = LoadBalancer((), LoadBalancingMode.STANDARD, HealthPolicy.ALLOW_ALL)
+
+PODS = st.builds(
+    lambda uid, ip, keys, healthy, node: pod(
+        uid, f"10.0.0.{ip}", services=sorted(keys), healthy=healthy, node=node, name=uid
+    ),
+    st.sampled_from("uvwx"),
+    st.integers(1, 3),
+    st.frozensets(st.sampled_from(KEYS)),
+    st.booleans(),
+    st.sampled_from(["n1", "n2"]),
+)
+SERVICES = st.builds(
+    lambda name, vip, everybody: service(name, f"10.1.0.{vip}", load_balancer=ALL if everybody else None),
+    st.sampled_from(KEYS),
+    st.integers(1, 2),
+    st.booleans(),
+)
+NAMES = st.sampled_from([*"uvwx", *KEYS])
+
+
+@dataclass
+class Reference:
+    """The rules of the Rust ztunnel, written down plainly."""
+
+    workloads: dict[str, Workload] = field(default_factory=dict)
+    services: dict[str, ServiceEntry] = field(default_factory=dict)
+    endpoints: dict[str, set[str]] = field(default_factory=dict)
+
+    def put(self, entry: AddressEntry) -> None:
+        if isinstance(entry, ServiceEntry):
+            name = str(entry.service.key)
+            self.services[name] = entry
+            self.endpoints[name] = {uid for uid in self.endpoints.get(name, set()) if self.takes(name, uid)}
+            return
+        workload = workload_of(entry)
+        self.forget_endpoints(workload.uid)
+        self.workloads[workload.uid] = workload
+        for service_key in workload.services:
+            if self.takes(str(service_key), workload.uid):
+                self.endpoints.setdefault(str(service_key), set()).add(workload.uid)
+
+    def takes(self, name: str, uid: str) -> bool:
+        known = self.services.get(name)
+        return (
+            known is None or known.service.allows_unhealthy or self.workloads[uid].health.value == "Healthy"
+        )
+
+    def forget_endpoints(self, uid: str) -> None:
+        for uids in self.endpoints.values():
+            uids.discard(uid)
+
+    def remove(self, name: str) -> None:
+        if name in self.workloads:
+            self.forget_endpoints(name)
+            del self.workloads[name]
+        elif "/" in name:
+            self.services.pop(name, None)
+            self.endpoints.pop(name, None)
+
+
+@settings(max_examples=200)
+@given(st.lists(PODS | SERVICES | NAMES, max_size=25))
+def test_the_mesh_is_what_the_rules_say_after_any_history(history: list[AddressEntry | str]) -> None:
+    mesh, reference = Mesh(local_node="n1"), Reference()
+    for event in history:
+        if isinstance(event, str):
+            mesh.apply(Batch(removed_addresses=[event]))
+            reference.remove(event)
+        else:
+            mesh.apply(Batch(addresses=[event]))
+            reference.put(event)
+
+    assert {each.uid: each for each in mesh.workloads()} == reference.workloads
+    assert {str(each.key) for each in mesh.services()} == set(reference.services)
+    for name in KEYS:
+        uids = reference.endpoints.get(name, set())
+        staged = {str(each): set(endpoints) for each, endpoints in mesh.staged()}
+        if name in reference.services:
+            assert set(mesh.endpoints(key(name))) == uids
+        else:
+            assert staged.get(name, set()) == uids
+    for workload in reference.workloads.values():
+        assert mesh.local_workload(workload.info) == (workload if workload.node == "n1" else None)
+
+    for uid in reference.workloads:
+        mesh.apply(Batch(removed_addresses=[uid]))
+    for name in reference.services:
+        mesh.apply(Batch(removed_addresses=[name]))
+    assert not mesh._services._backings
+    assert not mesh._workloads._by_address
+    assert len(mesh._workloads._templates) == len(mesh._workloads._places) == 0
+
+
+@settings(max_examples=100)
+@given(PODS)
+def test_an_entry_made_of_its_value_is_the_same(entry: WorkloadEntry) -> None:
+    assert workload_of(workload_entry(workload_of(entry))) == workload_of(entry)
