@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.wire.hbone import HboneConnection
 from ztunnel_trio.wire.hbone_book import PREFACE, HboneSettings
-from ztunnel_trio.wire.hbone_events import DataReceived, ErrorCode, TunnelRequested
+from ztunnel_trio.wire.hbone_events import DataReceived, ErrorCode, StreamEnded, TunnelRequested
 
+PLAIN = [(":method", "POST"), (":scheme", "https"), (":path", "/"), ("content-length", "3")]
+POST = hpack.Encoder().encode(PLAIN)
+TRAILERS = hpack.Encoder().encode([("a", "b")])
+EARLY = hpack.Encoder().encode([(":status", "103")])
+LONG = hpack.Encoder().encode([(":status", "200"), ("content-length", "3")])
 CONNECT = hpack.Encoder().encode([(":method", "CONNECT"), (":authority", "h:1")])
 
 
@@ -20,12 +25,14 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
 
 payloads = st.one_of(
     st.binary(max_size=40),
-    st.sampled_from(
-        [b"", bytes(4), bytes(5), bytes(6), bytes(8), CONNECT, b"\x88", struct.pack(">HI", 4, 0)]
-    ),
+    st.sampled_from([b"", bytes(4), bytes(5), bytes(6), bytes(8), struct.pack(">HI", 4, 0), b"\x88", b"abc"]),
+    st.sampled_from([CONNECT, POST, TRAILERS, EARLY, LONG]),
 )
-any_frame = st.builds(
-    frame, st.integers(0, 11), st.integers(0, 255), st.sampled_from([0, 1, 1, 2, 3, 5, 2**31 - 1]), payloads
+stream_ids = st.sampled_from([0, 1, 1, 1, 2, 3, 5, 2**31 - 1])
+any_frame = st.one_of(
+    st.builds(frame, st.integers(0, 11), st.integers(0, 255), stream_ids, payloads),
+    st.builds(frame, st.sampled_from([0, 1, 1, 3]), st.sampled_from([0, 1, 4, 5]), stream_ids, payloads),
+    st.builds(frame, st.just(1), st.sampled_from([4, 5]), st.sampled_from([1, 3]), payloads),
 )
 
 
@@ -37,7 +44,12 @@ def feed(core: HboneConnection, pieces: list[bytes]) -> None:
                     core.credit(event.stream_id, len(event.data))
                 elif isinstance(event, TunnelRequested):
                     core.served(event.stream_id)
-                    core.accept(event.stream_id, [])
+                    if event.method == "CONNECT":
+                        core.accept(event.stream_id, [])
+                    elif event.stream_id == 1:
+                        core.refuse(event.stream_id, 400)
+                elif isinstance(event, StreamEnded):
+                    core.end(event.stream_id)
     except PeerBrokeProtocol as broken:
         code = broken.code
     else:

@@ -647,7 +647,10 @@ class HboneConnection:
             elif isinstance(event, h2.events.InformationalResponseReceived):
                 pass
             elif isinstance(event, h2.events.TrailersReceived):
-                self._trailers_received(stream_id, event, events)
+                if stream_id in self._streams:
+                    self._trailers_received(stream_id, event, events)
+                else:  # h2 was not told of the end, see _peer_ended
+                    self._put(_RST, 0, stream_id, _WORD.pack(ErrorCode.STREAM_CLOSED))
             elif isinstance(event, h2.events.StreamReset) and stream_id in self._streams:
                 self._count_error()  # HEADERS after END_STREAM: h2 has answered STREAM_CLOSED
                 self._forget(stream_id, we_reset=True)

@@ -53,6 +53,7 @@ def stream_of(tunnel: Told) -> TunnelStream:
     ("code", "end_text", "failure"),
     [
         (ErrorCode.NO_ERROR, None, None),
+        (ErrorCode.CONNECT_ERROR, None, None),
         (ErrorCode.CANCEL, "io error: broken pipe", None),
         (ErrorCode.STREAM_CLOSED, "io error: broken pipe", None),
         (

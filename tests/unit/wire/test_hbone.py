@@ -464,6 +464,49 @@ def test_content_length_is_held_to() -> None:
     assert peer.say(frame(DATA, 1, 5, b"ab"))[1:] == [StreamEnded(5)]
 
 
+def test_headers_for_a_stream_that_is_over_are_answered_stream_closed() -> None:
+    peer = Peer()
+    peer.headers(1, [(":method", "POST"), (":scheme", "https"), (":path", "/"), ("content-length", "1")])
+    peer.core.served(1)
+    peer.say(frame(DATA, 1, 1, b"a"))
+    peer.core.accept(1, [])
+    peer.core.end(1)
+    peer.open(3)
+    peer.core.reset(3, ErrorCode.CANCEL)
+    peer.heard()
+
+    for stream_id in (1, 3):
+        assert peer.headers(stream_id, [("a", "b")], flags=5) == []
+        assert peer.heard() == [rst(stream_id, ErrorCode.STREAM_CLOSED)]
+    peer.open(5)
+
+
+def test_late_headers_are_ignored_by_the_client() -> None:
+    client, server = joined()
+    client.open_stream("h:1", [])
+    exchange(client, server)
+    client.reset(1, ErrorCode.CANCEL)
+    client.outgoing()
+    server.accept(1, [(b"baggage", b"x")])
+
+    assert client.receive(memoryview(server.outgoing())) == []
+
+
+def test_a_malformed_answer_is_reset() -> None:
+    client, _ = joined()
+    client.open_stream("h:1", [])
+    answer = frame(HEADERS, 4, 1, hpack.Encoder().encode([(":status", "ok")]))
+
+    assert client.receive(memoryview(answer)) == [StreamFailed(1, ErrorCode.PROTOCOL_ERROR)]
+
+
+def test_malformed_trailers_are_reset() -> None:
+    peer = Peer()
+    peer.open()
+
+    assert peer.headers(1, [(":status", "200")], flags=5) == [StreamFailed(1, ErrorCode.PROTOCOL_ERROR)]
+
+
 # -- what breaks the connection
 
 FATAL: list[tuple[str, bytes, ErrorCode]] = [
