@@ -86,14 +86,19 @@ def _demonstrate(tell: Teller, *, keep: bool) -> int:
 
 
 @commands.group()
-def lab() -> None:
+@click.option(
+    "--pid", type=int, help="The process of the mesh meant, where several are up; default: the newest."
+)
+@click.pass_context
+def lab(context: click.Context, pid: int | None) -> None:
     """Look into the mesh that `demo --keep` left up."""
+    context.obj = pid
 
 
 @lab.command(name="list")
 def list_hosts() -> None:
     """The nodes, pods and services of the mesh that is up, and their addresses."""
-    found = _newest()
+    found = _chosen()
     click.echo(f"lab of process {found.pid}, files in {found.directory}")
     for name, address in found.addresses.items():
         click.echo(f"  {name:<24} {address}")
@@ -117,7 +122,7 @@ def execute(host: str, command: tuple[str, ...]) -> None:
 @click.argument("path", default="/")
 def call(host: str, target: str, path: str) -> None:
     """GET http://TARGET/PATH as a program in HOST would. TARGET is ip:port, or a service's name."""
-    found = _newest()
+    found = _chosen()
     address = found.addresses.get(target, target)
     namespace = _enter(host)
     try:
@@ -180,8 +185,10 @@ async def _fetch(address: str, path: str) -> http.Response:
             return await http.fetch(stream, path, host=address)
 
 
-def _newest() -> FoundLab:
-    found = find_labs()
+def _chosen() -> FoundLab:
+    """The mesh meant: by its process, or the newest."""
+    pid = click.get_current_context().obj
+    found = [one for one in find_labs() if pid in (None, one.pid)]
     if not found:
         raise click.ClickException("no mesh is up: run `ztunnel-trio demo --keep` in another terminal")
     return found[-1]
@@ -189,7 +196,7 @@ def _newest() -> FoundLab:
 
 def _enter(host: str) -> str:
     """The path of a host's namespace, after joining the user namespace of its lab if that is another."""
-    found = _newest()
+    found = _chosen()
     if host not in found.namespaces:
         raise click.ClickException(f"no host {host}; there are {', '.join(found.namespaces)}")
     theirs = f"/proc/{found.pid}/ns/user"

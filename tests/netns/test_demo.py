@@ -48,18 +48,19 @@ def test_a_kept_demo_can_be_looked_into_and_ends_with_ctrl_c(tmp_path: Path) -> 
             assert time.monotonic() < end, said
             time.sleep(0.05)
 
-        assert "web-api" in run_program("lab", "list").stdout
-        assert "HTTP 200" in run_program("lab", "call", "node-1", "127.0.0.1:15021", "/healthz/ready").stdout
-        assert run_program("lab", "call", "client", "web-api").returncode == 1
-        shown = run_program("lab", "exec", "sleep", "cat", "/proc/net/tcp6")
+        mesh = ("lab", "--pid", str(process.pid))
+        assert "web-api" in run_program(*mesh, "list").stdout
+        assert "HTTP 200" in run_program(*mesh, "call", "node-1", "127.0.0.1:15021", "/healthz/ready").stdout
+        assert run_program(*mesh, "call", "client", "web-api").returncode == 1
+        shown = run_program(*mesh, "exec", "sleep", "cat", "/proc/net/tcp6")
         assert f":{15008:04X} " in shown.stdout
-        assert "there are" in run_program("lab", "exec", "nobody", "true").stderr
+        assert "there are" in run_program(*mesh, "exec", "nobody", "true").stderr
     finally:
         process.send_signal(signal.SIGINT)
         code = process.wait(SECONDS)
 
     assert code == 0
-    assert run_program("lab", "list").returncode == 1
+    assert run_program("lab", "--pid", str(process.pid), "list").returncode == 1
 
 
 @trio_test

@@ -305,9 +305,8 @@ async def test_the_fabrics_packet_socket_sees_a_payload_that_is_not_encrypted(la
 async def test_other_processes_find_the_namespaces_of_a_lab(lab: Lab) -> None:
     pod = await lab.add_pod("lonely", node="node-1", captured=False)
 
-    found = find_labs()[-1]
+    [found] = [one for one in find_labs() if one.pid == os.getpid()]
 
-    assert found.pid == os.getpid()
     assert Netns.open(found.namespaces["lonely"]) == pod.host.netns
     assert found.addresses["lonely"] == str(pod.ip)
 
@@ -366,7 +365,7 @@ def test_a_demo_that_is_killed_leaves_no_process_and_the_next_one_no_directory(
         process.wait(10)
 
     _wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    assert Path(directory).exists() == (number == signal.SIGKILL)
+    assert not Path(directory).exists() or number == signal.SIGKILL
     assert Path(directory) not in [lab.directory for lab in find_labs()]
     trio.run(_open_and_close)
     assert not Path(directory).exists()

@@ -30,7 +30,7 @@ from ztunnel_trio.lab.evidence import (
     tell_plain,
     tell_refused,
 )
-from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, open_lab
+from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, find_labs, open_lab
 from ztunnel_trio.lab.proxy_log import LogLine
 from ztunnel_trio.lab.report import Account, Teller
 from ztunnel_trio.model.address import SocketAddress
@@ -326,13 +326,14 @@ async def _others_served(scene: Scene) -> bool:
 def next_lines(lab: Lab) -> list[str]:
     """What to type while a kept demo is up."""
     web = lab.address_of(CHAIN[0])
+    mesh = "ztunnel-trio lab" if len(find_labs()) == 1 else f"ztunnel-trio lab --pid {os.getpid()}"
     return [
         "The mesh is up. In another terminal:",
-        "  ztunnel-trio lab list",
-        f"  ztunnel-trio lab call sleep {web}     # allowed",
-        f"  ztunnel-trio lab call client {web}    # refused by default/{POLICY}",
-        "  ztunnel-trio lab exec recommendation sh            # a shell in that pod's network",
-        "  ztunnel-trio lab call node-1 127.0.0.1:15000 /config_dump",
+        f"  {mesh} list",
+        f"  {mesh} call sleep {web}     # allowed",
+        f"  {mesh} call client {web}    # refused by default/{POLICY}",
+        f"  {mesh} exec recommendation sh            # a shell in that pod's network",
+        f"  {mesh} call node-1 127.0.0.1:15000 /config_dump",
         f"  tail -f {lab.directory}/node-*/proxy.log",
         "Ctrl-C takes it down.",
     ]
