@@ -175,7 +175,9 @@ class TunnelStream:
         """Leave the stream: RST_STREAM CANCEL unless it is over."""
         self.reset(ErrorCode.CANCEL)
         self._reader = None
-        self._kept = None
+        if self._kept is not None:
+            self._tunnel.credit(self.stream_id, len(self._kept))
+            self._kept = None
 
     # -- the tunnel's side
 

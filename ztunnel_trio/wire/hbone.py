@@ -11,8 +11,8 @@ stream is answered with RST_STREAM and told as `StreamFailed`; what it did wrong
 `PeerBrokeProtocol` with the code of RFC 9113 7, the GOAWAY already in `outgoing`.
 
 *Credit.* Bytes handed up are owed to the peer until `credit` says that the application took them;
-WINDOW_UPDATEs are sent by the quarter window. What is handed up for a stream that ends is returned to the
-connection when the stream is forgotten.
+WINDOW_UPDATEs are sent by the quarter window. What a reset stream held is returned to the connection at once,
+what an ended one holds when it is taken.
 
 *Sending.* `room` is how many payload bytes may go now, `put_data_header` charges them and writes the nine
 bytes before them. Everything else lies in `outgoing`, which must be written before later DATA.
@@ -129,6 +129,7 @@ class HboneConnection:
         self._h2 = make_book(settings)
         self._out = bytearray()
         self._streams: dict[int, _Stream] = {}
+        self._lingering: dict[int, int] = {}  # ended streams whose last bytes nobody has taken yet
         self._recent: dict[int, bool] = {}  # id -> we reset it; the last few that were closed
         self._highest = 0  # the largest stream id a client has used, whichever end that is
         self._goaway_last = LARGEST_STREAM_ID  # what our latest GOAWAY named
@@ -247,7 +248,7 @@ class HboneConnection:
         self._h2.end_stream(stream_id)
         self._out += self._h2.data_to_send()
         if stream.remote_ended:
-            self._forget(stream_id)
+            self._forget(stream_id, lingers=True)
 
     def reset(self, stream_id: int, code: int) -> None:
         """Send RST_STREAM; a closed stream is left alone."""
@@ -294,7 +295,8 @@ class HboneConnection:
     def credit(self, stream_id: int, taken: int) -> None:
         """The application took so many bytes: return them to the peer, a quarter window at a time."""
         stream = self._streams.get(stream_id)
-        if stream is None:  # returned when the stream was forgotten
+        if stream is None:
+            self._credit_lingering(stream_id, taken)
             return
         stream.held -= taken
         stream.owed += taken
@@ -303,6 +305,14 @@ class HboneConnection:
             self._put(_WINDOW, 0, stream_id, _WORD.pack(stream.owed))
             stream.owed = 0
         self._credit_connection(taken)
+
+    def _credit_lingering(self, stream_id: int, taken: int) -> None:
+        """Bytes of a stream that ended before they were taken; those of a reset one were returned at once."""
+        held = self._lingering.pop(stream_id, 0)
+        if held:
+            self._credit_connection(min(taken, held))
+            if held > taken:
+                self._lingering[stream_id] = held - taken
 
     def _credit_connection(self, taken: int) -> None:
         self._connection_owed += taken
@@ -499,7 +509,7 @@ class HboneConnection:
         stream.remote_ended = True
         events.append(StreamEnded(stream_id))
         if stream.local_ended:
-            self._forget(stream_id)
+            self._forget(stream_id, lingers=True)
 
     # -- every other frame
 
@@ -726,7 +736,7 @@ class HboneConnection:
         stream.remote_ended = True
         events.append(StreamEnded(stream_id))
         if stream.local_ended:
-            self._forget(stream_id)
+            self._forget(stream_id, lingers=True)
 
     # -- h2 and the books
 
@@ -771,9 +781,11 @@ class HboneConnection:
                 self._h2.clear_outbound_data_buffer()
         self._forget(stream_id, we_reset=code is not None)
 
-    def _forget(self, stream_id: int, *, we_reset: bool = False) -> None:
+    def _forget(self, stream_id: int, *, we_reset: bool = False, lingers: bool = False) -> None:
         stream = self._streams.pop(stream_id)
-        if stream.held:
+        if stream.held and lingers:
+            self._lingering[stream_id] = stream.held
+        elif stream.held:
             self._credit_connection(stream.held)
         self._recent[stream_id] = we_reset
         if stream_id in self._unserved and stream_id not in self._streams and we_reset:

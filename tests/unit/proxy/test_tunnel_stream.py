@@ -21,6 +21,9 @@ class Told:
     def reset(self, stream_id: int, code: int) -> None:
         self.calls.append(("reset", code))
 
+    def credit(self, stream_id: int, taken: int) -> None:
+        self.calls.append(("credit", taken))
+
     def end(self, stream_id: int) -> None:
         self.calls.append(("end", stream_id))
 
@@ -114,6 +117,17 @@ def test_closing_resets_only_what_is_not_over() -> None:
     over.close()
 
     assert tunnel.calls == [("end", 1), ("reset", 8), ("end", 1)]
+
+
+def test_what_is_kept_when_it_is_left_goes_back_to_the_peer() -> None:
+    tunnel = Told()
+    stream = stream_of(tunnel)
+    stream.deliver(memoryview(b"abc"))
+    stream.deliver(memoryview(b"de"))
+    stream.peer_ended()
+    stream.end()
+    stream.close()
+    assert tunnel.calls == [("end", 1), ("credit", 5)]
 
 
 def test_the_peers_fault_reads_as_detected() -> None:

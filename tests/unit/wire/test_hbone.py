@@ -309,6 +309,27 @@ def test_what_a_forgotten_stream_held_is_returned_to_the_connection() -> None:
     assert peer.core.open_streams == 1  # 100 000 bytes went through a window of 70 000
 
 
+def test_what_an_ended_stream_holds_is_returned_when_it_is_taken() -> None:
+    peer = Peer(stream_window=60_000, connection_window=65_535)
+    peer.open()
+    peer.say(frame(DATA, 1, 1, bytes(60_000)))
+    peer.core.end(1)
+    assert [f[0] for f in peer.heard()] == [DATA]
+    peer.open(3)
+    with pytest.raises(PeerBrokeProtocol):
+        Peer.say(peer, frame(DATA, 0, 3, bytes(6000)))
+
+    peer = Peer(stream_window=60_000, connection_window=65_535)
+    peer.open()
+    peer.say(frame(DATA, 1, 1, bytes(60_000)))
+    peer.core.end(1)
+    peer.heard()
+    peer.core.credit(1, 50_000)
+    peer.core.credit(1, 99_999)
+    peer.core.credit(1, 1)
+    assert peer.heard() == [(WINDOW, 0, 0, struct.pack(">I", 50_000))]
+
+
 def test_padding_is_returned_and_not_delivered() -> None:
     peer = Peer(stream_window=100, connection_window=65_535)
     peer.open()
