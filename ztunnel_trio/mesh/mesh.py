@@ -244,9 +244,9 @@ class Mesh:
     # for dumps
 
     def workloads(self) -> Iterator[Workload]:
-        """Every workload. Changes to the mesh end the iteration with RuntimeError."""
+        """Every workload, made anew. Changes to the mesh end the iteration with RuntimeError."""
         for uid in self._workloads:
-            workload = self._workloads.get(uid)
+            workload = self._workloads.build(uid)
             if workload is not None:
                 yield workload
 

@@ -256,9 +256,6 @@ class Services:
         """Every service of a hostname, in store order."""
         return tuple(self._by_host.get(hostname, ()))
 
-    def __len__(self) -> int:
-        return sum([len(services) for services in self._by_host.values()])
-
     def __iter__(self) -> Iterator[Service]:
         for services in self._by_host.values():
             yield from services

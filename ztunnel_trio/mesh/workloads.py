@@ -218,23 +218,28 @@ class Workloads:
         built = self._built.get(uid)
         if built is not None:
             return built
+        workload = self.build(uid)
+        if workload is not None:
+            if len(self._built) >= self.built_at_most:
+                self._built.pop(next(iter(self._built)))  # the oldest: a value in use is soon made again
+            self._built[uid] = workload
+        return workload
+
+    def build(self, uid: str) -> Workload | None:
+        """The workload of a uid, made anew and not kept."""
         record = self._records.get(uid)
         if record is None:
             return None
         number, place_number, length = _HEAD.unpack_from(record)
         place = self._places[place_number]
         end = _HEAD.size + length
-        workload = build_workload(
+        return build_workload(
             self._templates[number].prototype,
             uid,
             _name(uid, record[end:]),
             _split(record[_HEAD.size : end]),
             place,
         )
-        if len(self._built) >= self.built_at_most:
-            self._built.pop(next(iter(self._built)))  # the oldest: a value in use is soon made again
-        self._built[uid] = workload
-        return workload
 
     def sketch(self, uid: str) -> Sketch | None:
         """The few facts load balancing compares, from the record."""
@@ -278,10 +283,6 @@ class Workloads:
     def has_local_account(self, account: Account) -> bool:
         """Whether any workload on this node runs under that account."""
         return account in self._local
-
-    def is_local(self, node: str) -> bool:
-        """Whether a workload of that node is in the node's index: without a node name of ours, any is."""
-        return self.local_node is None or self.local_node == node
 
     @property
     def address_count(self) -> int:

@@ -502,6 +502,8 @@ def test_the_recorded_answers_make_a_mesh() -> None:
     assert len(uids(mesh, "default/purchase-history.default.svc.cluster.local")) == 2
     strict = mesh.workload("Kubernetes//Pod/foo/strict-app")
     assert strict is not None
+    assert [each.name for each in mesh.services_of(strict)] == ["strict-app"]
+    assert mesh.policy("istio-system/mesh-deny-port-9") is not None
     policies, unknown = mesh.policies_for(strict)
     assert [each.key for each in policies] == [
         "istio-system/mesh-deny-port-9",

@@ -142,6 +142,9 @@ def test_the_cache_of_built_workloads_is_bounded() -> None:
     mesh._workloads.built_at_most = 4
 
     assert [each.uid for each in mesh.workloads()] == [str(n) for n in range(10)]
+    assert len(mesh._workloads._built) == 0
+    for n in range(10):
+        assert mesh.workload(str(n)) is not None
     assert len(mesh._workloads._built) == 4
     assert mesh.workload("9") is mesh.workload("9")
 
