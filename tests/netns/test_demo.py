@@ -51,6 +51,7 @@ def test_a_kept_demo_can_be_looked_into_and_ends_with_ctrl_c(tmp_path: Path) -> 
         mesh = ("lab", "--pid", str(process.pid))
         assert "web-api" in run_program(*mesh, "list").stdout
         assert "HTTP 200" in run_program(*mesh, "call", "node-1", "127.0.0.1:15021", "/healthz/ready").stdout
+        assert "HTTP 200" in run_program(*mesh, "call", "sleep", "web-api").stdout
         assert run_program(*mesh, "call", "client", "web-api").returncode == 1
         shown = run_program(*mesh, "exec", "sleep", "cat", "/proc/net/tcp6")
         assert f":{15008:04X} " in shown.stdout

@@ -101,10 +101,11 @@ async def run(
             _tell(account, tell, tell_allowed(hop))
         _tell(account, tell, tell_refused(await _single_call(scene, "client"), f"default/{POLICY}"))
         _tell(account, tell, tell_plain(await _single_call(scene, "outsider")))
-        account.deletion = tell_deletion(await _delete(scene, "purchase-history", "sleep"), PROXY_PORTS)
-        tell.deletion("purchase-history", account.deletion)
+        account.deletion = tell_deletion(await _delete(scene, CHAIN[-1], "sleep"), PROXY_PORTS)
+        tell.deletion(CHAIN[-1], account.deletion)
         tell.verdict(account, trio.current_time() - began)
         if keep is not None:
+            await _replace(scene, CHAIN[-1])
             await keep(lab)
     return account.kept
 
@@ -268,6 +269,18 @@ async def _is_mentioned(node: Node, names: Sequence[str]) -> bool | None:
     except (OSError, trio.TooSlowError, trio.BrokenResourceError, h11.RemoteProtocolError):
         return None
     return any(name in response.text for name in names) if response.status == 200 else None
+
+
+async def _replace(scene: Scene, name: str) -> None:
+    """A new pod in a deleted one's place, as a Deployment would make it."""
+    pod = await scene.lab.add_pod(name, node=PLACES[name])
+    pod.services = {_service_key(scene.lab, name): {HTTP_PORT: HTTP_PORT}}
+    await scene.lab.push(pod.workload())
+    scene.servers[name] = await pod.serve(HTTP_PORT, apps.Hello(name, pod.host))
+
+
+def _service_key(lab: Lab, name: str) -> str:
+    return f"{lab.services[name].namespace}/{lab.services[name].hostname}"
 
 
 async def _carries_data(stream: trio.SocketStream) -> bool:
