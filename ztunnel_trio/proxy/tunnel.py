@@ -419,7 +419,10 @@ class Tunnel:
             case hbone.StreamEnded(stream_id):
                 if (stream := self._streams.get(stream_id)) is not None:
                     stream.peer_ended()
-                    self._drop_if_over(stream_id)
+                    # Not by the core's book: that may have seen a reset that came with the end and is still
+                    # to be told.
+                    if stream.has_ended:
+                        self._drop_if_over(stream_id)
             case hbone.StreamReset(stream_id, code):
                 self._stream_over(stream_id, code, by_us=False)
             case hbone.StreamFailed(stream_id, code):

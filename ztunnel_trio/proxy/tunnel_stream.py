@@ -90,6 +90,11 @@ class TunnelStream:
         """The tunnel it is a stream of."""
         return self._tunnel
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether both directions have had their end of data."""
+        return self._ended and self._local_ended
+
     # -- net.relay.StreamEnd
 
     def attach(self, reader: StreamReader) -> None:

@@ -16,6 +16,7 @@ from ztunnel_trio.model.address import HostPort
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.proxy.tunnel import ClientTunnel, ServerTunnel, TunnelRequest, TunnelSettings
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
+from ztunnel_trio.wire.hbone_events import ErrorCode
 
 drivers = pytest.mark.parametrize("use_instrument", [True, False])
 MIB = 1 << 20
@@ -142,6 +143,23 @@ async def test_a_reset_after_the_end_of_data_is_passed_on_too() -> None:
         await until(
             lambda: destination.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
         )  # after FIN a read finds nothing new: the kernel keeps the error
+
+
+@trio_test
+async def test_an_end_of_data_and_a_reset_in_one_write_end_the_connection() -> None:
+    async def end_and_reset(request: TunnelRequest) -> None:
+        stream = request.accept([])
+        hops.server.core.end(stream.stream_id)
+        hops.server.core.reset(stream.stream_id, ErrorCode.NO_ERROR)
+        hops.server.flush()
+
+    async with two_hops(serve=end_and_reset) as hops:
+        source, _ = await hops.connection()
+        assert await source.receive() == b""
+
+        await source.send(b"more")
+        assert await hops.result("out one:80") == "send: destination disconnected before all data was written"
+        assert hops.client.active_streams == 0
 
 
 @trio_test
