@@ -66,12 +66,6 @@ class Backing:
         self.takes_unhealthy = service is None or service.allows_unhealthy
         self.memo = None
 
-    def drop(self, uids: Iterable[str]) -> None:
-        """Remove endpoints, known ones or not."""
-        for uid in uids:
-            self.endpoints.pop(uid, None)
-        self.memo = None
-
 
 class Endpoints(Mapping[str, Endpoint]):
     """The endpoints of a service by uid, as they are at each look."""
@@ -128,19 +122,23 @@ class Services:
         backing = self.backing(service.key)
         if backing.service is not None:
             self._unindex(backing.service)
-        backing.drop(backing.given)
-        backing.given = frozenset(given)
-        staged = backing.endpoints
-        backing.endpoints = {uid: Shape.of(one.ports, one.health) for uid, one in given.items()}
-        backing.endpoints.update(staged)
+        if given or backing.given:
+            self._put_given(backing, given)
         backing.set_service(service)
-        passed_over = self._passed_over.pop(service.key, None)
+        passed_over = self._passed_over.pop(backing.key, None) if self._passed_over else None
         if not backing.takes_unhealthy:
             for uid in [uid for uid, one in backing.endpoints.items() if one.health is not Health.HEALTHY]:
                 del backing.endpoints[uid]
         elif passed_over is not None:
             backing.endpoints.update(passed_over)
         self._index(service)
+
+    def _put_given(self, backing: Backing, given: Mapping[str, Endpoint]) -> None:
+        """Replace what a local file lists as endpoints; what workloads say of themselves goes before it."""
+        left = {uid: shape for uid, shape in backing.endpoints.items() if uid not in backing.given}
+        backing.endpoints = {uid: Shape.of(one.ports, one.health) for uid, one in given.items()}
+        backing.endpoints.update(left)
+        backing.given = frozenset(given)
 
     def remove(self, key: NamespacedHostname) -> bool:
         """Forget a service and its endpoints; False if it was not known."""
