@@ -53,7 +53,7 @@ def thawed() -> Generator[None, None, None]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a server certificate, its root and a token."""
     found = tmp_path_factory.mktemp("control")
-    chain, key = ROOT.server("localhost")
+    chain, key = ROOT.server("localhost", "127.0.0.1")
     (found / "chain.pem").write_text(chain)
     (found / "key.pem").write_bytes(key)
     (found / "root.pem").write_text(ROOT.pem)
@@ -592,10 +592,23 @@ async def test_an_answer_that_is_no_message_is_named(place: Path, garbage: bytes
 
 
 def test_cancelled_at_any_step_the_stream_leaves_nothing_behind(place: Path) -> None:
+    """Names and files are left out: the threads that look them up end in their own time."""
+
     async def scenario() -> None:
-        async with synchronising(place) as world:
-            await world.istiod.first_requests()
-            world.istiod.answer(workload("uid1", "1.2.3.4"))
-            await world.istiod.next_request()
+        istiod = Istiod()
+        async with serving(place, {DELTA_PATH: istiod.serve}) as served, trio.open_nursery() as nursery:
+            client = AdsClient(
+                LiveMesh(Mesh(local_node="node1")),
+                Target(host="127.0.0.1", port=served.port),
+                Literal(ROOT.pem),
+                Caller(token=Literal("secret"), cluster_id="c1"),
+                NODE,
+                metrics=Counts(),
+            )
+            nursery.start_soon(client.run)
+            await istiod.first_requests()
+            istiod.answer(workload("uid1", "1.2.3.4"))
+            await istiod.next_request()
+            nursery.cancel_scope.cancel()
 
     assert cancelled_everywhere_now(scenario, autojump=False) > 20

@@ -16,6 +16,7 @@ What grpclib does not do is done here, on private names, hence the pinned versio
 """
 
 import asyncio  # noqa: TID251  this module is the fence
+import contextlib
 import ipaddress
 import logging
 import os
@@ -59,6 +60,7 @@ MESSAGE_LIMIT_BYTES: Final = 200 * 1024 * 1024  # ztunnel xds/client.rs: istiod 
 _PREFIX_BYTES: Final = 5  # gRPC over HTTP/2: compressed flag, 4 bytes of length
 _HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305 section 5
 _CLOSE_SECONDS: Final = 1.0
+_TURNS_TO_CLOSE: Final = 10  # of the loop: TLS aborts TCP, which calls its protocol, which closes the socket
 
 
 class GrpcFailed(ZtunnelError):
@@ -158,7 +160,11 @@ async def open_control_loop() -> AsyncGenerator[None, None]:
     """Run the body, and every task started below it, where channels and servers can be opened."""
     async with trio_asyncio.open_loop() as loop:
         loop.set_exception_handler(_note_loop_error)
-        yield
+        try:
+            yield
+        finally:
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await _from_asyncio(_wind_up)
 
 
 @asynccontextmanager
@@ -480,25 +486,27 @@ async def serve(
     A listening `sock` may be handed in (made in another network namespace), it is owned from then on. An
     `ssl_context` must offer ALPN `h2`. Handlers run as Trio tasks and are cancelled when their client goes.
     """
-    listening = socket.create_server((host, port), family=_family(host)) if sock is None else sock
-    listening.setblocking(False)
+    plain = socket.create_server((host, port), family=_family(host)) if sock is None else sock
+    plain.setblocking(False)
+    listening = trio.socket.from_stdlib_socket(plain)
     server = _Server([_Mapping(handlers)], codec=_RAW)
     served = server.served
-    served.port = listening.getsockname()[1]
-
-    async def start() -> None:
-        await server.start(sock=listening, ssl=ssl_context)
-
-    with trio.move_on_after(_CLOSE_SECONDS, shield=True):  # cancelled halfway it would lose its socket
-        await _from_asyncio(start)
+    served.port = plain.getsockname()[1]
     try:
-        task_status.started(served)
-        await trio.sleep_forever()
+        with listening:
+            async with trio.open_nursery() as handshakes:
+                task_status.started(served)
+                while True:
+                    accepted, _ = await listening.accept()
+                    connection = socket.socket(fileno=accepted.detach())
+                    connection.setblocking(False)
+                    handshakes.start_soon(server.adopt, connection, ssl_context)
     finally:
-        server.close()
+        for handler in server._handlers:
+            handler.close()
         served.drop_connections()
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
-            await _from_asyncio(server.wait_closed)
+            await _from_asyncio(server.wait_handlers)
     raise AssertionError("unreachable")
 
 
@@ -621,6 +629,32 @@ def _note_loop_error(_loop: asyncio.AbstractEventLoop, context: "dict[str, objec
         log.debug("%s", text)
 
 
+async def _wind_up() -> None:
+    """End what the loop still runs (handshakes nobody waits for) and let transports close their sockets."""
+    await _turns()  # a TLS transport that was only just made ignores its close()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left)
+    await _turns()
+
+
+async def _abandon(sock: socket.socket) -> None:
+    """Let a transport that never came about close its socket: it reads an end of file.
+
+    Closing the socket under it would leave the loop watching a descriptor that is somebody else's soon.
+    """
+    with contextlib.suppress(OSError):  # not connected any more, or closed already
+        sock.shutdown(socket.SHUT_RDWR)
+    await _turns()
+
+
+async def _turns() -> None:
+    for _ in range(_TURNS_TO_CLOSE):
+        await asyncio.sleep(0)
+
+
 async def _from_asyncio(step: Callable[[], Awaitable[T]]) -> T:
     """Run a coroutine function of the asyncio side and return its result on the Trio side."""
     result: T = await trio_asyncio.aio_as_trio(step)()
@@ -706,6 +740,7 @@ class _ClientConnection(grpclib.client.Channel):
             raise StreamTerminatedError(
                 "Connection lost"
             )  # grpclib wants to connect again: an attempt is one
+        is_connected = False
         try:
             transport, protocol = await self._loop.create_connection(
                 self._protocol_factory,
@@ -714,9 +749,10 @@ class _ClientConnection(grpclib.client.Channel):
                 server_hostname=self._target.host,
                 ssl_shutdown_timeout=self._shutdown_seconds,
             )
-        except BaseException:
-            sock.close()
-            raise
+            is_connected = True
+        finally:
+            if not is_connected:
+                await _abandon(sock)
         self._open_transport = transport
         self._check_peer(transport)
         return protocol
@@ -771,11 +807,40 @@ def _as_asyncio(handler: Serve) -> "Callable[[grpclib.server.Stream[bytes, bytes
 
 
 class _Server(grpclib.server.Server):
-    """grpclib's server, which knows its connections."""
+    """grpclib's server without its accept loop; it knows its connections."""
 
     def __init__(self, handlers: "list[_Mapping]", *, codec: CodecBase) -> None:
         super().__init__(handlers, codec=codec)
         self.served = Served(port=0)
+
+    async def adopt(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Serve an accepted connection, which this owns; returns when it is secured."""
+
+        is_begun = False
+
+        async def secure() -> None:
+            nonlocal is_begun
+            is_begun = True
+            is_secured = False
+            try:
+                await self._loop.connect_accepted_socket(self._protocol_factory, sock, ssl=context)
+                is_secured = True
+            finally:
+                if not is_secured:
+                    await _abandon(sock)
+
+        try:
+            await _from_asyncio(secure)
+        except OSError as error:  # ssl.SSLError too
+            log.debug("connection not secured: %s", error)
+        finally:
+            if not is_begun:
+                sock.close()
+
+    async def wait_handlers(self) -> None:
+        """Wait for the calls that were cancelled."""
+        for handler in list(self._handlers):
+            await handler.wait_closed()
 
     def _protocol_factory(self) -> H2Protocol:
         plain = super()._protocol_factory()
