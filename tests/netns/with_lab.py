@@ -5,6 +5,7 @@ the end of the proxies' logs in its output.
 """
 
 import functools
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec
 
@@ -38,7 +39,8 @@ def with_lab(
 
         # pytest reads the signature for fixtures: the test's own, without the lab
         functools.update_wrapper(run, test)
-        del run.__wrapped__  # type: ignore[attr-defined]
+        own = inspect.signature(test)
+        run.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # type: ignore[attr-defined]
         return run
 
     return decorate
