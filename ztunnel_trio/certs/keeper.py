@@ -142,43 +142,41 @@ class _Worker:
     entry: _Entry | None
     priority: Priority
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    turn: trio.Event | None = None  # while in line for a place or holding one
     is_fetching: bool = False
 
 
 class _Slots:
-    """A limited number of places, given to the most urgent worker that waits."""
+    """A limited number of places, given to the most urgent worker in line, by order of joining."""
 
-    __slots__ = ("_free", "_order", "_waiting")
+    __slots__ = ("_free", "_in_line")
 
     def __init__(self, places: int) -> None:
         assert places > 0
         self._free = places
-        self._order = 0
-        self._waiting: dict[_Worker, tuple[int, trio.Event]] = {}
+        self._in_line: dict[_Worker, None] = {}
 
-    async def take(self, worker: _Worker) -> None:
-        """Wait for a place; it is the caller's to give back."""
-        if self._free and not self._waiting:
+    def join(self, worker: _Worker) -> None:
+        """Stand in line; `worker.turn` is set when it has a place. Every join needs its `leave`."""
+        worker.turn = trio.Event()
+        if self._free:
             self._free -= 1
-            return
-        self._order += 1
-        turn = trio.Event()
-        self._waiting[worker] = (self._order, turn)
-        is_taken = False
-        try:
-            await turn.wait()
-            is_taken = True
-        finally:
-            if not is_taken and self._waiting.pop(worker, None) is None:  # given and cancelled at once
-                self.give_back()
+            worker.turn.set()
+        else:
+            self._in_line[worker] = None
 
-    def give_back(self) -> None:
-        """Free a place, or hand it to whoever is next."""
-        if not self._waiting:
+    def leave(self, worker: _Worker) -> None:
+        """Give the place back, or leave the line."""
+        worker.turn = None
+        if worker in self._in_line:
+            del self._in_line[worker]
+        elif not self._in_line:
             self._free += 1
-            return
-        worker = min(self._waiting, key=lambda one: (-one.priority, self._waiting[one][0]))
-        self._waiting.pop(worker)[1].set()
+        else:
+            first = max(self._in_line, key=lambda one: one.priority)  # the first of the most urgent
+            del self._in_line[first]
+            assert first.turn is not None
+            first.turn.set()
 
 
 class Keeper:
@@ -262,6 +260,8 @@ class Keeper:
         if not worker.is_fetching:
             del self._workers[identity]
             worker.scope.cancel(reason="identity forgotten")
+            if self._nursery is None:  # no task of its own yet that would leave
+                self._slots.leave(worker)
             self._provider.close(identity)
 
     def dump(self) -> list[CertificateState]:
@@ -296,6 +296,7 @@ class Keeper:
             worker.priority = priority
             return entry
         worker = self._workers[identity] = _Worker(entry, priority)
+        self._slots.join(worker)  # now: the order of requests counts, not that of task switches
         if self._nursery is not None:
             self._nursery.start_soon(self._work, identity, worker)
         return entry
@@ -328,15 +329,18 @@ class Keeper:
 
     async def _fetch(self, identity: SpiffeId, worker: _Worker) -> WorkloadCertificate | str:
         """One fetch in its turn; the text of its failure otherwise."""
-        await self._slots.take(worker)
-        worker.is_fetching = True
+        if worker.turn is None:
+            self._slots.join(worker)
         try:
+            assert worker.turn is not None
+            await worker.turn.wait()
+            worker.is_fetching = True
             return await self._provider.fetch(identity)
         except Unavailable as error:
             return str(error)
         finally:
             worker.is_fetching = False
-            self._slots.give_back()
+            self._slots.leave(worker)
 
     def _publish(
         self,

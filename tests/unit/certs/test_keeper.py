@@ -400,6 +400,17 @@ async def test_what_is_asked_before_the_keeper_runs_is_served_when_it_does() -> 
 
 
 @trio_test(autojump=True)
+async def test_what_is_forgotten_before_the_keeper_runs_holds_no_place() -> None:
+    keeper = Keeper(FakeAuthority(), now=now, rng=Random(1), settings=KeeperSettings(fetches_at_once=1))
+    keeper.prefetch(IDS[0])
+    keeper.forget(IDS[0])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keeper.run)
+        await keeper.certificate(IDS[1])
+        nursery.cancel_scope.cancel()
+
+
+@trio_test(autojump=True)
 async def test_identities_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     keeper = Keeper(FakeAuthority(), now=now, rng=Random(1), settings=KeeperSettings(most_identities=1))
     keeper.prefetch(IDS[0])
