@@ -234,6 +234,7 @@ def test_a_root_file_that_is_missing_is_told() -> None:
     notes = loaded({"XDS_ROOT_CA": "/missing"}).notes
 
     assert any("XDS_ROOT_CA: there is no file /missing" in note for note in notes)
+    assert loaded({"XDS_ADDRESS": "", "FAKE_CA": "true"}).notes == ()  # nobody to trust, nothing to tell
 
 
 @pytest.mark.parametrize(

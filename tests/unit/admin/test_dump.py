@@ -23,8 +23,9 @@ from ztunnel_trio.admin.dump import (
     workload_state,
 )
 from ztunnel_trio.certs.keeper import CertificateState
-from ztunnel_trio.mesh.document import Json
-from ztunnel_trio.mesh.mesh import Mesh
+from ztunnel_trio.mesh.decode import PolicyEntry, workload_entry
+from ztunnel_trio.mesh.document import Json, read_local
+from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate, load_certificate
 from ztunnel_trio.model.connection import InboundConnection
@@ -110,6 +111,37 @@ async def test_an_empty_mesh_has_every_part() -> None:
     text = await ConfigDump(mesh_parts(Mesh())).text()
 
     assert json.loads(text) == {"policies": [], "services": [], "stagedServices": {}, "workloads": []}
+
+
+LOCAL = """
+workloads:
+  - {uid: b, name: b, namespace: shop, workloadIps: [10.0.0.2], services: {shop/cart.example: {80: 8080}}}
+  - {uid: a, name: a, namespace: shop, workloadIps: [10.0.0.1], services: {shop/later.example: {80: 80}}}
+services:
+  - {name: cart, namespace: shop, hostname: cart.example, vips: [/10.1.0.1], ports: {80: 80}}
+  - {name: cart, namespace: aside, hostname: cart.example, vips: [/10.1.0.2], ports: {80: 80}}
+policies:
+  - {name: p, namespace: shop, scope: Namespace, action: Deny, dryRun: false, rules: []}
+"""
+
+
+@trio_test
+async def test_a_mesh_is_dumped_in_the_order_of_its_keys() -> None:
+    document, mesh = read_local(LOCAL), Mesh()
+    entries = [workload_entry(workload) for workload in document.workloads]
+    policies = [PolicyEntry(policy.key, policy) for policy in document.policies]
+    mesh.apply(Batch(addresses=[*entries, *document.services], policies=policies))
+
+    found = json.loads(await ConfigDump(mesh_parts(mesh)).text())
+
+    assert [workload["uid"] for workload in found["workloads"]] == ["a", "b"]
+    assert [(s["hostname"], s["namespace"]) for s in found["services"]] == [
+        ("cart.example", "aside"),
+        ("cart.example", "shop"),
+    ]
+    assert list(found["services"][1]["endpoints"]) == ["b"]
+    assert list(found["stagedServices"]) == ["shop/later.example"]
+    assert [policy["name"] for policy in found["policies"]] == ["p"]
 
 
 def issued(identity: SpiffeId) -> WorkloadCertificate:
