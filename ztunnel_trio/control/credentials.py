@@ -1,15 +1,13 @@
 """What the control plane's clients authenticate with and whom they trust, read anew for every attempt."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import urlsplit
 
 import trio
 
-from ztunnel_trio.control.grpc import PemRoots, Roots, SystemRoots, Target
-from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol, Unavailable
+from ztunnel_trio.control.grpc import PemRoots, Roots, SystemRoots
+from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.certificate import CERTIFICATE_LABEL, pem_blocks
 
 SYSTEM: Final = "SYSTEM"
@@ -33,18 +31,6 @@ class Literal:
 
 Token = FromFile | Literal
 RootSource = FromFile | Literal | SystemRoots
-
-
-def token_source(setting: str) -> Token:
-    """Read `AUTH_TOKEN`: an existing path is a file, anything else the token (ztunnel src/config.rs)."""
-    return FromFile(setting) if os.path.exists(setting) else Literal(setting)
-
-
-def root_source(setting: str) -> RootSource:
-    """Read `XDS_ROOT_CA` or `CA_ROOT_CA`: an existing path, the word SYSTEM, or else PEM text."""
-    if os.path.exists(setting):
-        return FromFile(setting)
-    return SystemRoots() if setting == SYSTEM else Literal(setting)
 
 
 async def load_roots(source: RootSource) -> Roots:
@@ -91,44 +77,6 @@ class Caller:
         headers["clusterid"] = self.cluster_id
         headers["authorization"] = f"Bearer {token}"
         return headers
-
-
-def check_header(variable: str, name: str, value: str) -> tuple[str, str]:
-    """Hold an `XDS_HEADER_` or `CA_HEADER_` setting to what HTTP/2 and gRPC can carry.
-
-    Returns the name, lower-cased, and the value.
-
-    Raises:
-        ConfigError: with the variable's name.
-    """
-    lower = name.lower()
-    is_name = bool(lower) and all(
-        letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in lower
-    )
-    is_ours = (
-        lower.startswith("grpc-") or lower.endswith("-bin") or lower in {"te", "content-type", "user-agent"}
-    )
-    if not is_name or is_ours:
-        raise ConfigError(f"{variable}: failed to parse header key: {name}")
-    if not _is_header_value(value):
-        raise ConfigError(f"{variable}: failed to parse header value: {value!r}")
-    return lower, value
-
-
-def parse_target(variable: str, address: str, alternative_name: str | None) -> Target:
-    """Read `XDS_ADDRESS` or `CA_ADDRESS`: `https://` is added where no scheme is given, 443 where no port is.
-
-    Raises:
-        ConfigError: not an https address, with the variable's name.
-    """
-    parts = urlsplit(address if "://" in address else f"https://{address}")
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{variable}: {address}: {error}") from error
-    if parts.scheme != "https" or not parts.hostname:
-        raise ConfigError(f"{variable}: {address}: an https address is needed")
-    return Target(host=parts.hostname, port=port or 443, alternative_name=alternative_name or None)
 
 
 async def _load_token(token: Token) -> str:
