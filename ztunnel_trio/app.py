@@ -9,6 +9,7 @@ Users of a service stop before the service: proxies closes first, then control, 
 
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -67,10 +68,12 @@ async def serve_proxies(parts: Parts) -> None:
     config, drain = parts.config, parts.drain
     async with trio.open_nursery() as proxies:
         house = parts.house = make_house(parts, proxies)
-        gates = [parts.readiness.gate(name) for name in served_by(config)]
+        gates = {name: parts.readiness.gate(name) for name in served_by(config)}
+        house.gate = gates.get("proxy")
         if config.proxy_mode is ProxyMode.DEDICATED:
             assert config.proxy_workload_information is not None
             await house.start_here(DEDICATED_UID, config.proxy_workload_information, begin=parts.mesh_arrived)
+            open_all(gates.values())
             return
         check_privileges(config.packet_mark)
         if config.ztunnel_workload is not None:
@@ -78,11 +81,9 @@ async def serve_proxies(parts: Parts) -> None:
         agent = Agent(
             AgentSettings(path=Path(config.inpod_uds)), house, parts.readiness.gate(GATE_NAME), parts.rng
         )
-        open_all(gates)
-        if await arrives_before_drain(parts.mesh_arrived, drain):
+        open_all(gates.values())
+        if await drain.lets_come(parts.mesh_arrived):
             await agent.run(drain)
-        for lease in [lease for lease in house.leases.values() if not parts.mesh_arrived.is_set()]:
-            lease.scope.cancel(reason="drained before the mesh arrived")
 
 
 def served_by(config: Config) -> list[str]:
@@ -90,23 +91,10 @@ def served_by(config: Config) -> list[str]:
     return [name for name, is_on in (("proxy", config.proxy), ("dns proxy", config.dns_proxy)) if is_on]
 
 
-def open_all(gates: list[Gate]) -> None:
+def open_all(gates: Iterable[Gate]) -> None:
     """Everything these gates stand for has started."""
     for gate in gates:
         gate.open()
-
-
-async def arrives_before_drain(event: trio.Event, drain: Drain) -> bool:
-    """Wait for an event, unless the drain is asked for first."""
-    async with trio.open_nursery() as nursery:
-
-        async def until(waited_for: trio.Event) -> None:
-            await waited_for.wait()
-            nursery.cancel_scope.cancel(reason="the other event came")
-
-        nursery.start_soon(until, event)
-        nursery.start_soon(until, drain.requested)
-    return event.is_set() and not drain.is_requested
 
 
 async def drain_on_signals(

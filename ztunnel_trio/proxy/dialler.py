@@ -52,8 +52,10 @@ class Dialler:
         except Unavailable as error:
             raise Refused(Refusal(Reason.IDENTITY, str(error))) from error
 
-    async def tunnel(self, key: PoolKey) -> tuple[ClientTunnel, TlsPeer]:
+    async def tunnel(self, key: PoolKey, connect_seconds: float) -> tuple[ClientTunnel, TlsPeer]:
         """A new tunnel to the proxy of `key.destination`, whose identity was checked.
+
+        `connect_seconds` bounds the TCP connection.
 
         Raises:
             Refused: with the reason of the step that failed.
@@ -61,7 +63,7 @@ class Dialler:
         certificate = await self.certificate(key.identity)
         settings = self.node.settings
         try:
-            with trio.fail_after(settings.connect_seconds):
+            with trio.fail_after(connect_seconds):
                 sock = await self.sockets.connect(key.destination)
         except trio.TooSlowError as error:
             raise Refused(Refusal(Reason.HBONE_CONNECT_TIMEOUT, io_text(error))) from error

@@ -1,13 +1,13 @@
 """The nursery of all workload proxies: pods, the dedicated workload and the proxy's own, all alike.
 
-`start` returns when every port of the pod is bound; `stop` when its last task is gone. A proxy that fails
+`start` returns when every port of the pod is bound, `stop` when its last task is gone. A proxy that fails
 later is a bug: it is logged, counted against readiness, and started again in the same namespace.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -31,6 +31,14 @@ class ProxyNotStarted(Unavailable):
     """A workload's ports could not be bound; the text says which and why."""
 
 
+class Gate(Protocol):
+    """Readiness; `supervise.readiness.Gate` is one."""
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class LeaseState(Enum):
     """As the config dump shows it."""
 
@@ -49,6 +57,16 @@ class Lease:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     gone: trio.Event = field(default_factory=trio.Event)
     registry: Registry = field(default_factory=Registry)
+    proxy: WorkloadProxy | None = None  # bound, or running
+    has_failed: bool = False  # and is to be started again
+
+    def leave(self) -> None:
+        """Give back what it had: ports, namespace."""
+        if self.proxy is not None:
+            self.proxy.close()
+        if self.netns is not None:
+            self.netns.close()
+        self.gone.set()
 
 
 @dataclass(slots=True, eq=False)
@@ -60,8 +78,10 @@ class House:
     drain: Drain
     make_sockets: Callable[[Lease], SocketFactory]
     make_name_server: MakeNameServer | None
+    gate: Gate | None = None  # open unless a proxy failed
     leases: dict[str, Lease] = field(default_factory=dict)
     pending: dict[str, WorkloadInfo] = field(default_factory=dict)
+    is_gate_closed: bool = False
 
     async def start(self, uid: str, info: WorkloadInfo, netns: Netns) -> None:
         """Bind a pod's ports and serve them. Once started, the namespace is the house's to close.
@@ -70,9 +90,10 @@ class House:
             ProxyNotStarted: a port could not be bound. Nothing is left running, the namespace stays the
                 caller's, and the pod is listed as pending until it starts or is stopped.
         """
+        await trio.lowlevel.checkpoint()  # what follows happens wholly or not at all
         self.pending[uid] = info
         try:
-            await self.start_lease(uid, Lease(info, netns))
+            self.move_in(uid, Lease(info, netns))
             del self.pending[uid]
         finally:
             self.report()
@@ -85,22 +106,31 @@ class House:
         Raises:
             ProxyNotStarted: a port could not be bound.
         """
-        await self.start_lease(uid, Lease(info, None, is_own), begin)
+        await trio.lowlevel.checkpoint()
+        self.move_in(uid, Lease(info, None, is_own), begin)
 
-    async def start_lease(self, uid: str, lease: Lease, begin: trio.Event | None = None) -> None:
-        """Bind, then run in the nursery."""
+    def move_in(self, uid: str, lease: Lease, begin: trio.Event | None = None) -> None:
+        """Bind, then live in the nursery: all that can fail at the start has happened by then."""
         try:
-            proxy = self.bind(lease)
+            lease.proxy = self.bind(lease)
         except OSError as error:
             raise ProxyNotStarted(str(error)) from error
+        if begin is None:
+            lease.state = LeaseState.UP
         self.leases[uid] = lease
-        await self.nursery.start(self.live, uid, lease, proxy, begin)
+        self.nursery.start_soon(self.live, uid, lease, begin)
 
     async def stop(self, uid: str) -> None:
-        """End a workload's proxy at once; returns when its last task is gone. An unknown uid is fine."""
+        """End a workload's proxy at once; returns when its last task is gone. An unknown uid is fine.
+
+        The peers of its tunnels are told where that can be written without waiting: its network is going.
+        """
+        await trio.lowlevel.checkpoint()
         self.pending.pop(uid, None)
         if (lease := self.leases.get(uid)) is not None:
             lease.scope.cancel(reason="pod deleted")
+            if lease.proxy is not None:
+                lease.proxy.say_goodbye()
             await lease.gone.wait()
         self.report()
 
@@ -111,65 +141,55 @@ class House:
             proxy.bind(None if lease.is_own else self.make_name_server)
         return proxy
 
-    async def live(
-        self,
-        uid: str,
-        lease: Lease,
-        proxy: WorkloadProxy,
-        begin: trio.Event | None,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
+    async def live(self, uid: str, lease: Lease, begin: trio.Event | None) -> None:
         """The life of one lease: serve until drained or stopped, beginning anew where the proxy failed."""
         if lease.netns is not None:
             self.node.metrics.proxy_started()
         try:
             with lease.scope, span("proxy", wl=f"{lease.info.namespace}/{lease.info.name}"):
-                if begin is not None:
-                    task_status.started()
-                    task_status = trio.TASK_STATUS_IGNORED
-                    await begin.wait()
-                await self.serve(lease, proxy, task_status)
+                if begin is None or await self.drain.lets_come(begin):
+                    await self.serve(lease)
         finally:
-            proxy.close()
+            lease.leave()
             if lease.netns is not None:
-                lease.netns.close()
                 self.node.metrics.proxy_stopped()
             if self.leases.get(uid) is lease:
                 del self.leases[uid]
             self.report()
-            lease.gone.set()
 
-    async def serve(self, lease: Lease, proxy: WorkloadProxy, task_status: trio.TaskStatus[None]) -> None:
+    async def serve(self, lease: Lease) -> None:
         """Run the proxy; one that fails is bound and run again, for as long as nobody drains."""
         while True:
             try:
-                lease.state = LeaseState.UP
-                self.report()
-                await proxy.run(self.drain, task_status=task_status)
-                return
+                if lease.proxy is not None:
+                    lease.state, lease.has_failed = LeaseState.UP, False
+                    self.report()
+                    await lease.proxy.run(self.drain)
+                    return
             except* Exception as group:  # a bug of ours: loud, and contained in this pod
-                lease.state = LeaseState.PENDING
-                self.report()
                 log.error("proxy of %s failed, starting it again", lease.info, exc_info=group)
-            task_status = trio.TASK_STATUS_IGNORED
-            proxy = await self.bind_again(lease)
-
-    async def bind_again(self, lease: Lease) -> WorkloadProxy:
-        """Bind the ports of a proxy that failed, however long that takes."""
-        while True:
-            await trio.sleep(RESTART_SECONDS)
+            lease.proxy, lease.state, lease.has_failed = None, LeaseState.PENDING, True
+            self.report()
+            if not await self.drain.leaves_time(RESTART_SECONDS):
+                return
             try:
-                return self.bind(lease)
+                lease.proxy = self.bind(lease)
             except OSError as error:
                 log.warning("proxy of %s cannot start again: %s", lease.info, io_text(error))
 
     def report(self) -> None:
-        """Tell the gauges how many pods' proxies are up and how many are not."""
+        """Tell the gauges how many pods' proxies are up and how many are not; and readiness, of failures."""
         states = [lease.state for lease in self.pods().values()]
         up = states.count(LeaseState.UP)
         self.node.metrics.proxies_active(up)
         self.node.metrics.proxies_pending(len(self.pending) + len(states) - up)
+        has_failed = any(lease.has_failed for lease in self.leases.values())
+        if self.gate is not None and has_failed is not self.is_gate_closed:
+            self.is_gate_closed = has_failed
+            if has_failed:
+                self.gate.close()
+            else:
+                self.gate.open()
 
     def states(self) -> Mapping[str, Lease | WorkloadInfo]:
         """Every pod by uid: its lease, or what is known of one whose start failed."""

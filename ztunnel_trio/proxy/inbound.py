@@ -7,6 +7,7 @@ answered 200 when the application took the connection.
 import socket
 import ssl
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -14,6 +15,7 @@ from ztunnel_trio.decide.admit import Admission, InboundRequest, NeedAddress, ad
 from ztunnel_trio.decide.authorize import Rejection
 from ztunnel_trio.errors import Reason, Refusal, Refused, Unavailable
 from ztunnel_trio.model.address import IPAddress, NetworkAddress, SocketAddress
+from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.connection import Direction, InboundConnection
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
@@ -22,17 +24,20 @@ from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls import TlsFailed, TlsPeer, accept_tls
 from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, io_text, status_of
+from ztunnel_trio.observe.log import Bare, span
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
-from ztunnel_trio.proxy.serving import counted
-from ztunnel_trio.proxy.tunnel import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.serving import contained, counted, ended_by
+from ztunnel_trio.proxy.tunnel import ServerTunnel, Tunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
     FORWARDED,
+    TRACEPARENT,
     X_FORWARDED_NETWORK,
+    TraceParent,
     came_through_gateway,
     encode_baggage,
     parse_baggage,
@@ -52,20 +57,43 @@ class Inbound:
     judge: Judge
     drain: Drain
     is_transparent: bool  # the application may see the client's own address
+    alive: set[Tunnel]  # every tunnel that runs; the owner's
 
     async def serve(self, sock: socket.socket, peer: SocketAddress) -> None:
         """Serve one TCP connection: handshake, then a tunnel until either side ends it."""
         with counted(self.node.metrics.sockets_open("destination")):
             local = local_address(sock)
+            deny = partial(
+                self.node.access.refuse, source=peer, destination=local, direction=Direction.INBOUND
+            )
             try:
                 tls, who = await self.shake_hands(sock)
             except Refused as error:
-                self.node.access.refuse(
-                    source=peer, destination=local, direction=Direction.INBOUND, refusal=error.refusal
-                )
+                deny(refusal=error.refusal)
                 return
+            except BaseException as error:
+                deny(refusal=ended_by(error))
+                raise
             tunnel = ServerTunnel(self.node.engine, tls, self.node.settings.tunnel)
             await TunnelServer(self, tunnel, peer, local, who).run()
+
+    async def certificate(self) -> WorkloadCertificate:
+        """The certificate of our workload.
+
+        Raises:
+            Refused: there is none now.
+        """
+        settings = self.node.settings
+        workload = await self.node.live.local_workload(self.info, seconds=settings.local_workload_seconds)
+        if workload is None:
+            raise Refused(Refusal(Reason.SIGNING, f"workload is unknown: {self.info}"))
+        try:
+            with trio.fail_after(settings.handshake_seconds):
+                return await self.node.certificates.certificate(workload.identity)
+        except Unavailable as error:
+            raise Refused(Refusal(Reason.SIGNING, str(error))) from error
+        except trio.TooSlowError as error:
+            raise Refused(Refusal(Reason.SIGNING, io_text(error))) from error
 
     async def shake_hands(self, sock: socket.socket) -> tuple[ssl.SSLSocket, TlsPeer]:
         """Take the peer's TLS, on the certificate of our workload.
@@ -73,16 +101,9 @@ class Inbound:
         Raises:
             Refused: no certificate of ours, or the peer's TLS failed.
         """
-        settings = self.node.settings
-        workload = await self.node.live.local_workload(self.info, seconds=settings.local_workload_seconds)
-        if workload is None:
-            raise Refused(Refusal(Reason.SIGNING, f"workload is unknown: {self.info}"))
+        certificate = await self.certificate()
         try:
-            certificate = await self.node.certificates.certificate(workload.identity)
-        except Unavailable as error:
-            raise Refused(Refusal(Reason.SIGNING, str(error))) from error
-        try:
-            with trio.fail_after(settings.handshake_seconds):
+            with trio.fail_after(self.node.settings.handshake_seconds):
                 return await accept_tls(
                     sock,
                     certificate,
@@ -120,16 +141,18 @@ class TunnelServer:
 
     async def run(self) -> None:
         """Serve streams until the tunnel ends; a drain lets those that run finish."""
-        revocations = self.inbound.node.revocations
+        revocations, alive = self.inbound.node.revocations, self.inbound.alive
         watch = None
         if revocations is not None:
             watch = revocations.register(self.who.chain_der, self.revoke, reporter="destination")
+        alive.add(self.tunnel)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.drain_when_asked)
-                await self.tunnel.run(self.serve)
+                await self.tunnel.run(self.serve_one)
                 nursery.cancel_scope.cancel(reason="tunnel ended")
         finally:
+            alive.discard(self.tunnel)
             if watch is not None:
                 watch.release()
 
@@ -144,42 +167,52 @@ class TunnelServer:
             hold.end(Refusal(Reason.CERTIFICATE_REVOKED))
         self.tunnel.abort("peer certificate revoked by CRL")
 
+    async def serve_one(self, request: TunnelRequest) -> None:
+        """Serve one CONNECT; a failure of ours ends this stream and no other."""
+        trace = TraceParent.parse(first(request, TRACEPARENT)) or self.inbound.node.new_trace()
+        with span("inbound", id=Bare(trace.trace_id), peer=Bare(self.client)):
+            await contained("stream", partial(self.serve, request))
+
     async def serve(self, request: TunnelRequest) -> None:
-        """Serve one CONNECT."""
-        node = self.inbound.node
+        """Admit, judge and carry one CONNECT; leaves one access line whatever happens."""
+        access = self.inbound.node.access
+        began = access.now()
+        deny = partial(access.refuse, source=self.client, destination=self.local, direction=Direction.INBOUND)
         try:
             workload, admission = await self.admit(request)
         except Refused as error:
             request.refuse(status_of(error.refusal.reason))
-            node.access.refuse(
-                source=self.client, destination=self.local, direction=Direction.INBOUND, refusal=error.refusal
-            )
+            deny(refusal=error.refusal)
             return
+        except BaseException as error:
+            deny(refusal=ended_by(error))
+            raise
         connection = InboundConnection(
             source=self.client,
             destination=admission.destination,
             identity=self.identity,
-            network=node.settings.network,
+            network=self.inbound.node.settings.network,
         )
         host = parse_forwarded_host(first(request, FORWARDED))
-        record = node.access.open(self.facts(request, workload, admission, host))
+        record = access.open(self.facts(request, workload, admission, host), began=began)
         with (
             trio.CancelScope() as scope,
-            self.inbound.registry.hold(InboundKey(connection, host), scope) as hold,
+            self.inbound.registry.hold(InboundKey(connection, host), workload, scope) as hold,
         ):
             self.holds.add(hold)
             try:
                 verdict = self.inbound.judge.authorize(connection, workload)
                 if isinstance(verdict, Rejection):
-                    refusal = Refusal(Reason.POLICY_REJECTION, verdict.reason)
-                    request.refuse(status_of(refusal.reason))
-                    record.finish(refusal)
+                    outcome: Refusal | None = Refusal(Reason.POLICY_REJECTION, verdict.reason)
+                    request.refuse(status_of(Reason.POLICY_REJECTION))
                 else:
-                    record.finish(await self.carry(request, workload, admission, record))
+                    outcome = await self.carry(request, workload, admission, record)
+            except BaseException as error:
+                record.finish(hold.refusal or ended_by(error))
+                raise
             finally:
                 self.holds.discard(hold)
-                # What finds the record unfinished is a cancellation, by policy, revocation or drain.
-                record.finish(hold.refusal or Refusal(Reason.DRAIN))
+            record.finish(hold.refusal or outcome)
 
     async def admit(self, request: TunnelRequest) -> tuple[Workload, Admission]:
         """Whether and where to this CONNECT may go, before any policy is asked.
@@ -231,24 +264,24 @@ class TunnelServer:
             refusal = Refusal(Reason.CONNECT_FAILED, io_text(error))
             request.refuse(status_of(refusal.reason))
             return refusal
-        headers: list[tuple[bytes, bytes]] = []
-        if node.settings.response_baggage:
-            headers.append((BAGGAGE, encode_baggage(workload)))
         try:
-            stream = request.accept(headers)
+            stream = request.accept(self.answer(workload))
+            if admission.tunnel_target is not None:
+                # A fresh connection takes these few bytes at once.
+                upstream.sendall(encode_header(self.client, admission.tunnel_target, self.identity))
         except H2Failed as error:
             upstream.close()
             return Refusal(Reason.H2, str(error))
-        if admission.tunnel_target is not None:
-            try:
-                # A fresh connection takes these few bytes at once.
-                upstream.sendall(encode_header(self.client, admission.tunnel_target, self.identity))
-            except OSError as error:
-                upstream.close()
-                stream.close()
-                return Refusal(Reason.IO, io_text(error))
+        except OSError as error:
+            upstream.close()
+            return Refusal(Reason.IO, io_text(error))
         trouble = await relay(node.engine, stream, SocketEnd(upstream), record.traffic)
         return None if trouble is None else Refusal(Reason.RELAY, trouble)
+
+    def answer(self, workload: Workload) -> list[tuple[bytes, bytes]]:
+        """The headers of a 200."""
+        is_wanted = self.inbound.node.settings.response_baggage
+        return [(BAGGAGE, encode_baggage(workload))] if is_wanted else []
 
     def facts(
         self, request: TunnelRequest, workload: Workload, admission: Admission, host: str | None

@@ -18,6 +18,7 @@ from ztunnel_trio.observe.metrics import Metrics, Reporter
 from ztunnel_trio.proxy.pool import PoolSettings
 from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.spec.network import HBONE_PORT
+from ztunnel_trio.wire.header_values import TRACE_BYTES, TraceParent
 
 
 class Certificates(Protocol):
@@ -90,6 +91,10 @@ class Node:
     resolve: Callable[[str], Awaitable[HostAnswer]]
     demand: Callable[[str], Awaitable[None]]
     rng: random.Random
+
+    def new_trace(self) -> TraceParent:
+        """The trace of a connection that brought none."""
+        return TraceParent.generate(self.rng.randbytes(TRACE_BYTES))
 
     def verdict_for(self, reporter: Reporter) -> Verdict | None:
         """What a handshake asks about its peer; None where nothing is ever revoked."""

@@ -6,6 +6,8 @@ and no byte is ever written to the client in place of the destination.
 
 import random
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -31,19 +33,24 @@ from ztunnel_trio.net.listener import original_destination
 from ztunnel_trio.net.relay import Endpoint, SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls import TlsPeer
-from ztunnel_trio.observe.access_log import ConnectionFacts, describe, io_text, source_labels
-from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.observe.access_log import (
+    DEADLINE_TEXT,
+    ConnectionFacts,
+    describe,
+    io_text,
+    source_labels,
+)
+from ztunnel_trio.observe.log import Bare, get_logger, span
 from ztunnel_trio.proxy.dialler import REVOKED, Dialler
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import Pool, PoolKey
 from ztunnel_trio.proxy.registry import OutboundEntry, Registry
-from ztunnel_trio.proxy.serving import contained, counted
+from ztunnel_trio.proxy.serving import contained, counted, ended_by
 from ztunnel_trio.proxy.tunnel import ClientTunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
     FORWARDED,
-    TRACE_BYTES,
     TRACEPARENT,
     X_FORWARDED_NETWORK,
     TraceParent,
@@ -79,11 +86,40 @@ class Reached:
     identity: SpiffeId | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One connection of the application: who opens it to where; `began` is on the access log's clock."""
+
+    client: SocketAddress
+    target: SocketAddress
+    trace: TraceParent
+    began: float
+
+
 @dataclass(slots=True, eq=False)
 class Attempt:
     """The route being tried."""
 
     way: Route
+
+
+@dataclass(slots=True, eq=False)
+class Patience:
+    """Shares the time for connecting among the endpoints that may be tried. `deadline` is Trio's."""
+
+    deadline: float
+    tries_left: int
+
+    def share(self, others: int) -> float:
+        """The seconds the present endpoint gets, with so many others there."""
+        return max(self.deadline - trio.current_time(), 0.0) / (1 + min(self.tries_left, others))
+
+    def one_more(self) -> bool:
+        """Whether there are time and tries left; takes one."""
+        if self.tries_left <= 0 or trio.current_time() >= self.deadline:
+            return False
+        self.tries_left -= 1
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -101,26 +137,46 @@ class Outbound:
 
     async def serve(self, sock: socket.socket, peer: SocketAddress) -> None:
         """Serve one captured connection."""
-        with counted(self.node.metrics.sockets_open("source")):
-            await self.carry(sock, peer, original_destination(sock))
+        trace = self.node.new_trace()
+        with (
+            span("outbound", id=Bare(trace.trace_id)),
+            counted(self.node.metrics.sockets_open("source")),
+        ):
+            await self.carry(sock, Call(peer, original_destination(sock), trace, self.node.access.now()))
 
-    async def carry(self, sock: socket.socket, client: SocketAddress, target: SocketAddress) -> None:
-        """Carry a connection to where its client meant it to go. The socket is the caller's to close."""
+    async def carry(self, sock: socket.socket, call: Call) -> None:
+        """Carry a connection to where its client meant it to go; leaves one access line.
+
+        The socket is the caller's to close.
+        """
+        deny = partial(
+            self.node.access.refuse,
+            source=call.client,
+            destination=call.target,
+            direction=Direction.OUTBOUND,
+        )
         try:
-            source = await self.node.live.local_workload(
-                self.info, seconds=self.node.settings.local_workload_seconds
-            )
-            if source is None:
-                raise Refused(Refusal(Reason.UNKNOWN_LOCAL_WORKLOAD, str(self.info)))
-            settings = self.node.settings
-            request = OutboundRequest(source, client.ip, target, settings.network, settings.hbone_port)
+            request = await self.request(call)
             found = await self.find_route(request)
         except Refused as error:
-            self.node.access.refuse(
-                source=client, destination=target, direction=Direction.OUTBOUND, refusal=error.refusal
-            )
+            deny(refusal=error.refusal)
             return
-        await self.carry_by(found, request, sock, client)
+        except BaseException as error:
+            deny(refusal=ended_by(error))
+            raise
+        await self.carry_by(found, request, sock, call)
+
+    async def request(self, call: Call) -> OutboundRequest:
+        """What is to be decided, once our own workload is known.
+
+        Raises:
+            Refused: it is not.
+        """
+        settings = self.node.settings
+        source = await self.node.live.local_workload(self.info, seconds=settings.local_workload_seconds)
+        if source is None:
+            raise Refused(Refusal(Reason.UNKNOWN_LOCAL_WORKLOAD, str(self.info)))
+        return OutboundRequest(source, call.client.ip, call.target, settings.network, settings.hbone_port)
 
     async def find_route(self, request: OutboundRequest, exclude: frozenset[str] = frozenset()) -> Route:
         """Decide where the connection goes, getting what the decision asks for.
@@ -158,45 +214,47 @@ class Outbound:
         self.node.metrics.on_demand_dns(source_labels(source, source.identity, None), workload.hostname)
         return await self.node.resolve(workload.hostname)
 
-    async def carry_by(
-        self, first: Route, request: OutboundRequest, sock: socket.socket, client: SocketAddress
-    ) -> None:
+    async def carry_by(self, first: Route, request: OutboundRequest, sock: socket.socket, call: Call) -> None:
         """Reach the destination by this route, or by another endpoint of its service, and relay."""
         access, attempt = self.node.access, Attempt(first)
         try:
-            reached = await self.reach_some(attempt, request, client)
-        except Refused as error:
-            access.open(facts_of(attempt.way, request, client)).finish(error.refusal)
-            return
-        except trio.Cancelled:
-            access.open(facts_of(attempt.way, request, client)).finish(Refusal(Reason.DRAIN))
+            reached = await self.reach_some(attempt, request, call)
+        except BaseException as error:
+            record = access.open(facts_of(attempt.way, request, call.client), began=call.began)
+            record.finish(ended_by(error))
+            if isinstance(error, Refused):
+                return
             raise
         way = attempt.way
-        record = access.open(facts_of(way, request, client, reached))
-        entry = OutboundEntry(client, request.target, way.destination, way.protocol)
+        record = access.open(facts_of(way, request, call.client, reached), began=call.began)
+        entry = OutboundEntry(call.client, request.target, way.destination, way.protocol)
         try:
             with self.registry.list_outbound(entry):
                 trouble = await relay(self.node.engine, SocketEnd(sock), reached.end, record.traffic)
-            record.finish(outcome_of(reached.end, trouble))
-        finally:
-            record.finish(Refusal(Reason.DRAIN))  # only a cancellation finds it unfinished
+        except BaseException as error:
+            record.finish(ended_by(error))
+            raise
+        record.finish(outcome_of(reached.end, trouble))
 
-    async def reach_some(self, attempt: Attempt, request: OutboundRequest, client: SocketAddress) -> Reached:
+    async def reach_some(self, attempt: Attempt, request: OutboundRequest, call: Call) -> Reached:
         """Reach the destination, trying other endpoints of its service while that may help.
 
         Raises:
             Refused: what the last route tried, now `attempt.way`, failed with.
         """
-        deadline = trio.current_time() + self.node.settings.connect_seconds
+        patience = Patience(
+            trio.current_time() + self.node.settings.connect_seconds, self.node.settings.other_endpoints
+        )
         tried: frozenset[str] = frozenset()
         while True:
             way = attempt.way
+            seconds = patience.share(self.others(way))
             try:
-                return await self.reach(way, request, client)
+                return await self.reach(way, request, call, seconds)
             except Refused as error:
                 if way.workload is not None:
                     tried |= {way.workload.uid}
-                other = await self.another(way, request, error.refusal, tried, deadline)
+                other = await self.another(way, request, error.refusal, tried, patience)
                 if other is None:
                     raise
                 log.info(
@@ -208,28 +266,35 @@ class Outbound:
                 self.node.metrics.connect_retry("source")
                 attempt.way = other
 
+    def others(self, way: Route) -> int:
+        """How many other endpoints the service of a route has, usable or not."""
+        if way.service is None:
+            return 0
+        return max(len(self.node.live.mesh.endpoints(way.service.key)) - 1, 0)
+
     async def another(
         self,
         way: Route,
         request: OutboundRequest,
         refusal: Refusal,
         tried: frozenset[str],
-        deadline: float,
+        patience: Patience,
     ) -> Route | None:
-        """Another endpoint to try after a failure, while time and the number of tries allow."""
-        if (
-            way.service is None
-            or not may_another_help(refusal)
-            or len(tried) > self.node.settings.other_endpoints
-            or trio.current_time() >= deadline
-        ):
+        """What to try after a failure, while time and the number of tries allow.
+
+        Another endpoint; the same one, if it was given less than all the time for the sake of others that
+        turn out to be none.
+        """
+        if way.service is None or not may_another_help(refusal) or not patience.one_more():
             return None
         try:
             return await self.find_route(request, tried)
         except Refused:
-            return None
+            return way if is_timeout(refusal) else None
 
-    async def reach(self, way: Route, request: OutboundRequest, client: SocketAddress) -> Reached:
+    async def reach(
+        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float
+    ) -> Reached:
         """Reach the destination of a route.
 
         Raises:
@@ -237,50 +302,45 @@ class Outbound:
         """
         match way.protocol:
             case OutboundProtocol.TCP:
-                return Reached(SocketEnd(await self.dial_plain(way.destination)))
+                return Reached(SocketEnd(await self.dial_plain(way.destination, connect_seconds)))
             case OutboundProtocol.HBONE:
-                return Reached(await self.connect(way, request, client))
+                return Reached(await self.connect(way, request, call, connect_seconds))
             case OutboundProtocol.DOUBLE_HBONE:
-                return await self.connect_twice(way, request, client)
+                return await self.connect_twice(way, request, call, connect_seconds)
 
-    async def dial_plain(self, destination: SocketAddress) -> socket.socket:
+    async def dial_plain(self, destination: SocketAddress, connect_seconds: float) -> socket.socket:
         """Connect to a destination that takes plain text."""
         try:
-            with trio.fail_after(self.node.settings.connect_seconds):
+            with trio.fail_after(connect_seconds):
                 return await self.sockets.connect(destination)
         except (OSError, trio.TooSlowError) as error:
             raise Refused(Refusal(Reason.IO, io_text(error))) from error
 
-    async def connect(self, way: Route, request: OutboundRequest, client: SocketAddress) -> TunnelStream:
+    async def connect(
+        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float
+    ) -> TunnelStream:
         """CONNECT through a tunnel to the route's destination; the answer was 200."""
         assert way.authority is not None
-        key = PoolKey(request.source.identity, way.expected, way.destination, client.ip)
-        headers = self.headers(way, request, client)
-        try:
-            with trio.fail_after(self.node.settings.answer_seconds):
-                stream = await self.pool.open(key, way.authority, headers)
-        except H2Failed as error:
-            raise Refused(Refusal(Reason.H2, str(error))) from error
-        except trio.TooSlowError as error:
-            raise Refused(Refusal(Reason.H2, "no answer to the CONNECT in time")) from error
+        key = PoolKey(request.source.identity, way.expected, way.destination, call.client.ip)
+        headers = self.headers(way, request, call)
+        with self.answer_in_time():
+            stream = await self.pool.open(key, way.authority, headers, connect_seconds)
         check_answer(stream)
         return stream
 
-    async def connect_twice(self, way: Route, request: OutboundRequest, client: SocketAddress) -> Reached:
+    async def connect_twice(
+        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float
+    ) -> Reached:
         """CONNECT to another network's gateway, and through it to whatever ends the inner tunnel there."""
         assert way.authority is not None
         certificate = await self.dialler.certificate(request.source.identity)
-        outer = await self.connect(way, request, client)
+        outer = await self.connect(way, request, call, connect_seconds)
         inner, peer = await self.dialler.inner_tunnel(outer, certificate, way.inner_expected)
         self.pool.nursery.start_soon(contained, "inner tunnel", partial(self.run_inner, inner, peer))
-        headers = [*self.headers(way, request, client), (X_FORWARDED_NETWORK, self.network)]
+        headers = [*self.headers(way, request, call), (X_FORWARDED_NETWORK, self.network)]
         try:
-            with trio.fail_after(self.node.settings.answer_seconds):
+            with self.answer_in_time():
                 stream = await inner.open(way.authority, headers)
-        except H2Failed as error:
-            raise Refused(Refusal(Reason.H2, str(error))) from error
-        except trio.TooSlowError as error:
-            raise Refused(Refusal(Reason.H2, "no answer to the CONNECT in time")) from error
         finally:
             inner.release_when_idle()
         check_answer(stream)
@@ -288,21 +348,33 @@ class Outbound:
         baggage = parse_baggage(lines)
         return Reached(stream, baggage or Baggage(), peer.identities[0] if peer.identities else None)
 
+    @contextmanager
+    def answer_in_time(self) -> Iterator[None]:
+        """Bound the wait for the answer to a CONNECT.
+
+        Raises:
+            Refused: there was none.
+        """
+        try:
+            with trio.fail_after(self.node.settings.answer_seconds):
+                yield
+        except H2Failed as error:
+            raise Refused(Refusal(Reason.H2, str(error))) from error
+        except trio.TooSlowError as error:
+            raise Refused(Refusal(Reason.H2, "no answer to the CONNECT in time")) from error
+
     async def run_inner(self, inner: ClientTunnel, peer: TlsPeer) -> None:
         """The life of an inner tunnel, which serves one connection."""
         with self.dialler.watch(inner, peer):
             await inner.run()
 
-    def headers(
-        self, way: Route, request: OutboundRequest, client: SocketAddress
-    ) -> list[tuple[bytes, bytes]]:
+    def headers(self, way: Route, request: OutboundRequest, call: Call) -> list[tuple[bytes, bytes]]:
         """The headers of a CONNECT, in the order peers expect."""
         host = way.service.hostname if way.service is not None else None
-        trace = TraceParent.generate(self.node.rng.randbytes(TRACE_BYTES))
         return [
             (BAGGAGE, self.baggage(request.source)),
-            (FORWARDED, encode_forwarded(client, host)),
-            (TRACEPARENT, str(trace).encode()),
+            (FORWARDED, encode_forwarded(call.client, host)),
+            (TRACEPARENT, str(call.trace).encode()),
         ]
 
     def baggage(self, source: Workload) -> bytes:
@@ -328,6 +400,11 @@ def may_another_help(refusal: Refusal) -> bool:
     if refusal.reason is Reason.HTTP_STATUS:
         return refusal.detail == "503"  # the peer's proxy could not reach its application
     return refusal.reason in TRY_ANOTHER
+
+
+def is_timeout(refusal: Refusal) -> bool:
+    """Whether the time given ran out, which more of it may mend."""
+    return refusal.reason is Reason.HBONE_CONNECT_TIMEOUT or refusal.detail == DEADLINE_TEXT
 
 
 def check_answer(stream: TunnelStream) -> None:

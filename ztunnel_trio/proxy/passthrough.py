@@ -2,15 +2,16 @@
 
 import socket
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from ztunnel_trio.decide.admit import PlainAdmission, admit_plain
 from ztunnel_trio.decide.authorize import Rejection
-from ztunnel_trio.errors import Reason, Refusal
+from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.connection import Direction, InboundConnection
-from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.model.workload import Workload, WorkloadInfo
 from ztunnel_trio.net.listener import original_destination
 from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory
@@ -18,7 +19,7 @@ from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, i
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import InboundKey, Registry
-from ztunnel_trio.proxy.serving import counted
+from ztunnel_trio.proxy.serving import counted, ended_by
 
 
 @dataclass(slots=True, eq=False)
@@ -35,48 +36,66 @@ class Passthrough:
     async def serve(self, sock: socket.socket, client: SocketAddress) -> None:
         """Serve one connection: judged by its address alone, as it proves no identity."""
         with counted(self.node.metrics.sockets_open("destination")):
-            destination, settings = original_destination(sock), self.node.settings
-            workload = None
-            if destination.port not in settings.illegal_ports:
-                workload = await self.node.live.local_workload(
-                    self.info, seconds=settings.local_workload_seconds
-                )
-            match admit_plain(
-                destination,
-                self.info,
-                workload,
-                self.node.live.mesh,
-                illegal_ports=settings.illegal_ports,
-            ):
-                case Refusal() as refusal:
-                    self.node.access.refuse(
-                        source=client, destination=destination, direction=Direction.INBOUND, refusal=refusal
-                    )
-                case PlainAdmission() as admission:
-                    await self.judge_and_carry(sock, client, destination, admission)
+            destination, began = original_destination(sock), self.node.access.now()
+            deny = partial(
+                self.node.access.refuse,
+                source=client,
+                destination=destination,
+                direction=Direction.INBOUND,
+            )
+            try:
+                admission = await self.admit(destination)
+            except Refused as error:
+                deny(refusal=error.refusal)
+                return
+            except BaseException as error:
+                deny(refusal=ended_by(error))
+                raise
+            record = self.node.access.open(self.facts(client, destination, admission), began=began)
+            await self.judge_and_carry(sock, client, destination, admission.workload, record)
+
+    async def admit(self, destination: SocketAddress) -> PlainAdmission:
+        """Whether a connection to there may be judged.
+
+        Raises:
+            Refused: it may not.
+        """
+        settings, workload = self.node.settings, None
+        if destination.port not in settings.illegal_ports:
+            workload = await self.node.live.local_workload(self.info, seconds=settings.local_workload_seconds)
+        verdict = admit_plain(
+            destination, self.info, workload, self.node.live.mesh, illegal_ports=settings.illegal_ports
+        )
+        if isinstance(verdict, Refusal):
+            raise Refused(verdict)
+        return verdict
 
     async def judge_and_carry(
         self,
         sock: socket.socket,
         client: SocketAddress,
         destination: SocketAddress,
-        admission: PlainAdmission,
+        workload: Workload,
+        record: ConnectionRecord,
     ) -> None:
-        """Judge the connection and, where it may, carry it; one access line whatever happens."""
+        """Judge the connection and, where it may, carry it; finishes its record whatever happens."""
         connection = InboundConnection(
             source=client, destination=destination, identity=None, network=self.node.settings.network
         )
-        record = self.node.access.open(self.facts(client, destination, admission))
-        with trio.CancelScope() as scope, self.registry.hold(InboundKey(connection), scope) as hold:
+        with (
+            trio.CancelScope() as scope,
+            self.registry.hold(InboundKey(connection), workload, scope) as hold,
+        ):
             try:
-                verdict = self.judge.authorize(connection, admission.workload)
+                verdict = self.judge.authorize(connection, workload)
                 if isinstance(verdict, Rejection):
-                    record.finish(Refusal(Reason.POLICY_REJECTION, verdict.reason))
+                    outcome: Refusal | None = Refusal(Reason.POLICY_REJECTION, verdict.reason)
                 else:
-                    record.finish(await self.carry(sock, client, destination, record))
-            finally:
-                # What finds the record unfinished is a cancellation, by policy or drain.
-                record.finish(hold.refusal or Refusal(Reason.DRAIN))
+                    outcome = await self.carry(sock, client, destination, record)
+            except BaseException as error:
+                record.finish(hold.refusal or ended_by(error))
+                raise
+            record.finish(hold.refusal or outcome)
 
     async def carry(
         self,

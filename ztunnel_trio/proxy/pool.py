@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -20,10 +21,12 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.tls import TlsPeer
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.proxy.serving import contained
-from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel import ClientTunnel, Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
 
 log = get_logger("proxy::pool")
+
+MOST_TRIES: Final = 4  # tunnels of one key that one connection tries; the peer cannot keep it busy for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,9 @@ class PoolSettings:
     max_idle_tunnels: int = 500  # ztunnel src/proxy/pool.rs: least recently used go first
 
 
-Dial = Callable[[PoolKey], Awaitable[tuple[ClientTunnel, TlsPeer]]]
+Dial = Callable[[PoolKey, float], Awaitable[tuple[ClientTunnel, TlsPeer]]]
+"""Makes a tunnel; the number is the seconds the TCP connection may take."""
+
 Watch = Callable[[ClientTunnel, TlsPeer], AbstractContextManager[None]]
 """Watches the peer of a tunnel for revocation, for as long as the tunnel lives."""
 
@@ -68,38 +73,50 @@ class Pooled:
 
 @dataclass(slots=True, eq=False)
 class Pool:
-    """Tunnels live in `nursery`, which the owner of the pool opened. `dial` raises what it fails with."""
+    """Tunnels live in `nursery`, which the owner of the pool opened. `dial` raises what it fails with.
+
+    State: at most one tunnel a key takes more streams (`pooled`, least recently used first); `alive` holds
+    every tunnel that runs, the owner's too.
+    """
 
     nursery: trio.Nursery
     dial: Dial
     watch: Watch
     settings: PoolSettings
-    pooled: OrderedDict[PoolKey, list[Pooled]] = field(default_factory=OrderedDict)
+    alive: set[Tunnel] = field(default_factory=set)
+    pooled: OrderedDict[PoolKey, Pooled] = field(default_factory=OrderedDict)
     dialling: dict[PoolKey, Dialling] = field(default_factory=dict)
 
     async def open(
-        self, key: PoolKey, authority: HboneTarget, headers: Sequence[tuple[bytes, bytes]]
+        self,
+        key: PoolKey,
+        authority: HboneTarget,
+        headers: Sequence[tuple[bytes, bytes]],
+        connect_seconds: float,
     ) -> TunnelStream:
         """Open a stream on a tunnel of this key and wait for the peer's answer, whatever its status.
 
+        A tunnel that was there already and gives no answer is given up for another one.
+
         Raises:
             H2Failed: a tunnel dialled for this very stream failed before answering.
-            Exception: whatever `dial` raises; those who waited for the same dial get the same.
+            Refused: no tunnel could be had; those who waited for the same dial get the same.
         """
-        while True:
-            tunnel, is_fresh = await self.checkout(key)
+        for tries_left in reversed(range(MOST_TRIES)):
+            tunnel, is_fresh = await self.checkout(key, connect_seconds)
             try:
                 return await tunnel.open(authority, headers)
             except H2Failed as error:
                 self.unpool(key, tunnel)
-                if is_fresh:
+                if is_fresh or not tries_left:
                     raise
                 log.debug("pooled tunnel to %s was dead (%s), trying another", key.destination, error)
             finally:
                 if not self.is_pooled(key, tunnel):
                     tunnel.release_when_idle()
+        raise AssertionError("the last try returns or raises")
 
-    async def checkout(self, key: PoolKey) -> tuple[ClientTunnel, bool]:
+    async def checkout(self, key: PoolKey, connect_seconds: float) -> tuple[ClientTunnel, bool]:
         """A tunnel with room for one more stream, and whether it was dialled for this call.
 
         The caller opens its stream before the next checkpoint, so the room stays.
@@ -108,19 +125,19 @@ class Pool:
             if (found := self.take(key)) is not None:
                 return found, False
             if (other := self.dialling.get(key)) is None:
-                return await self.dial_one(key), True
+                return await self.dial_one(key, connect_seconds), True
             await other.done.wait()
             if other.failure is not None:
                 raise copy_of(other.failure)
 
-    async def dial_one(self, key: PoolKey) -> ClientTunnel:
+    async def dial_one(self, key: PoolKey, connect_seconds: float) -> ClientTunnel:
         """Dial, with everybody else who wants this key waiting for the outcome.
 
         Where the connection that dials is cancelled, the next in line dials for itself.
         """
         mine = self.dialling[key] = Dialling()
         try:
-            tunnel, peer = await self.dial(key)
+            tunnel, peer = await self.dial(key, connect_seconds)
         except Exception as error:
             mine.failure = error
             raise
@@ -133,28 +150,23 @@ class Pool:
             mine.done.set()
 
     def take(self, key: PoolKey) -> ClientTunnel | None:
-        """A pooled tunnel that can take a stream now; what can't any more is dropped on the way."""
-        entries = self.pooled.get(key)
-        while entries:
-            entry = entries[0]
-            if not entry.tunnel.is_usable:
-                entries.pop(0)
-                entry.tunnel.release_when_idle()
-                continue
-            self.use(key, entry)
-            return entry.tunnel
-        self.pooled.pop(key, None)
-        return None
+        """The pooled tunnel, if it can take a stream now; one that can't any more is dropped."""
+        entry = self.pooled.get(key)
+        if entry is None:
+            return None
+        if not entry.tunnel.is_usable:
+            self.forget(key, entry.tunnel)
+            return None
+        self.use(key, entry)
+        return entry.tunnel
 
     def put(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Pool a new tunnel, with its first stream about to be opened."""
-        entry = Pooled(tunnel, trio.current_time())
-        self.pooled.setdefault(key, []).append(entry)
+        entry = self.pooled[key] = Pooled(tunnel, trio.current_time())
         self.use(key, entry)
         while len(self.pooled) > self.settings.max_idle_tunnels:
             _, oldest = self.pooled.popitem(last=False)
-            for each in oldest:
-                each.tunnel.release_when_idle()
+            oldest.tunnel.release_when_idle()
 
     def use(self, key: PoolKey, entry: Pooled) -> None:
         """Note that a stream is about to be opened; retire the tunnel when it is its last one."""
@@ -166,7 +178,8 @@ class Pool:
 
     def is_pooled(self, key: PoolKey, tunnel: ClientTunnel) -> bool:
         """Whether the tunnel may be given more streams."""
-        return any(entry.tunnel is tunnel for entry in self.pooled.get(key, ()))
+        entry = self.pooled.get(key)
+        return entry is not None and entry.tunnel is tunnel
 
     def forget(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Give a tunnel no more streams; it ends with its last one."""
@@ -175,14 +188,12 @@ class Pool:
 
     def unpool(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Give a tunnel no more streams. Whoever holds it releases it once its stream is open."""
-        entries = [e for e in self.pooled.get(key, ()) if e.tunnel is not tunnel]
-        if entries:
-            self.pooled[key] = entries
-        else:
-            self.pooled.pop(key, None)
+        if self.is_pooled(key, tunnel):
+            del self.pooled[key]
 
     async def keep(self, key: PoolKey, tunnel: ClientTunnel, peer: TlsPeer) -> None:
         """The life of one tunnel: run it, and forget it when it was not used for long or has ended."""
+        self.alive.add(tunnel)
         try:
             with self.watch(tunnel, peer):
                 async with trio.open_nursery() as nursery:
@@ -190,11 +201,12 @@ class Pool:
                     await tunnel.run()
                     nursery.cancel_scope.cancel(reason="tunnel ended")
         finally:
+            self.alive.discard(tunnel)
             self.unpool(key, tunnel)
 
     async def expire(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Forget the tunnel once it has gone unused for the idle time."""
-        while entry := next((e for e in self.pooled.get(key, ()) if e.tunnel is tunnel), None):
+        while (entry := self.pooled.get(key)) is not None and entry.tunnel is tunnel:
             left = entry.used_at + self.settings.idle_seconds - trio.current_time()
             if left <= 0:
                 self.forget(key, tunnel)

@@ -26,9 +26,13 @@ CHECKPOINT_EVERY: Final = 256
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """One holder of a connection. Cancelling `scope` ends it; `refusal` says why, once it is set."""
+    """One holder of a connection. Cancelling `scope` ends it; `refusal` says why, once it is set.
+
+    `workload` is the record the connection was first judged by.
+    """
 
     scope: trio.CancelScope
+    workload: Workload
     refusal: Refusal | None = None
 
     def end(self, refusal: Refusal) -> None:
@@ -67,9 +71,9 @@ class Registry:
     outbound: set[OutboundEntry] = field(default_factory=set)
 
     @contextmanager
-    def hold(self, key: InboundKey, scope: trio.CancelScope) -> Iterator[Hold]:
-        """Hold an inbound connection for the body."""
-        mine = Hold(scope)
+    def hold(self, key: InboundKey, workload: Workload, scope: trio.CancelScope) -> Iterator[Hold]:
+        """Hold an inbound connection for the body, which must enter `scope` first."""
+        mine = Hold(scope, workload)
         self.inbound.setdefault(key, []).append(mine)
         try:
             yield mine
@@ -92,11 +96,13 @@ class Registry:
             await self.judge_again(live, info, judge)
 
     async def judge_again(self, live: LiveMesh, info: WorkloadInfo, judge: Judge) -> None:
-        """End what is no longer allowed. A workload that is gone for the moment ends nothing."""
-        workload = live.mesh.local_workload(info)
-        if workload is None:
-            return
+        """End what is no longer allowed. While the workload is gone, what it was last known as is judged."""
+        present = live.mesh.local_workload(info)
         for n, key in enumerate(list(self.inbound), start=1):
+            holders = self.inbound.get(key)
+            if not holders:
+                continue
+            workload = present or holders[0].workload
             if not judge(key.connection, workload):
                 c = key.connection
                 log.info(

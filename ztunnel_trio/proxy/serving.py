@@ -3,12 +3,11 @@
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from itertools import count
 
 import trio
 from prometheus_client import Gauge
 
+from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.observe.log import get_logger
 
@@ -16,13 +15,9 @@ log = get_logger("proxy")
 
 Handler = Callable[[socket.socket, SocketAddress], Awaitable[None]]
 
-connection_id: ContextVar[int] = ContextVar("connection_id")
-_next_id = count(1).__next__
-
 
 async def serve_one(handler: Handler, sock: socket.socket, peer: SocketAddress) -> None:
     """Serve one accepted connection, which this owns from here on."""
-    connection_id.set(_next_id())
     with sock:
         try:
             await handler(sock, peer)
@@ -38,6 +33,17 @@ async def contained(what: str, child: Callable[[], Awaitable[None]]) -> None:
         await child()
     except* Exception as group:  # a bug: loud, and contained
         log.error("%s failed", what, exc_info=group)
+
+
+def ended_by(error: BaseException) -> Refusal:
+    """What the access line says of a connection that was ended by an exception, not by an outcome."""
+    match error:
+        case Refused(refusal=refusal):
+            return refusal
+        case trio.Cancelled():
+            return Refusal(Reason.DRAIN)
+        case _:
+            return Refusal(Reason.RELAY, f"bug: {error!r}")
 
 
 @contextmanager

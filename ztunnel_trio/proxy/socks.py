@@ -9,8 +9,8 @@ import trio
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.address import HostPort, IPAddress, SocketAddress
 from ztunnel_trio.observe.access_log import io_text
-from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.proxy.outbound import Outbound
+from ztunnel_trio.observe.log import Bare, get_logger, span
+from ztunnel_trio.proxy.outbound import Call, Outbound
 from ztunnel_trio.proxy.serving import counted
 from ztunnel_trio.wire.socks5 import ConnectRequested, Negotiation, NegotiationFailed, ReplyCode
 
@@ -32,8 +32,12 @@ class Socks:
 
     async def serve(self, sock: socket.socket, client: SocketAddress) -> None:
         """Serve one client. Success is answered before anything is dialled."""
-        node = self.outbound.node
-        with counted(node.metrics.sockets_open("source")):
+        node, began = self.outbound.node, self.outbound.node.access.now()
+        trace = node.new_trace()
+        with (
+            span("socks5", id=Bare(trace.trace_id)),
+            counted(node.metrics.sockets_open("source")),
+        ):
             negotiation = Negotiation(has_names=self.resolve is not None)
             try:
                 with trio.fail_after(node.settings.handshake_seconds):
@@ -42,7 +46,7 @@ class Socks:
                 log.warning("failed to negotiate socks connection: io error: %s", io_text(error))
                 return
             if target is not None:
-                await self.outbound.carry(sock, client, target)
+                await self.outbound.carry(sock, Call(client, target, trace, began))
 
     async def negotiate(
         self, sock: socket.socket, client: SocketAddress, negotiation: Negotiation

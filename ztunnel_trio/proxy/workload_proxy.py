@@ -1,8 +1,10 @@
 """The data plane of one workload: its listeners, its connections, its tunnels, in nested nurseries.
 
     tunnels        the pool's; outlives the connections that use them
-    └─ connections one task each, and the watch over policies
-       └─ accepting 15001, 15006, 15008, 15080, 15053
+    └─ watching    the policies
+       └─ doors    15001, 15006, 15008, 15080: a task each; and the name server, which has its own
+          └─ connections, in each door: one task each
+             └─ accepting
 
 A drain cancels *accepting*, gives *connections* the grace period, and ends with *tunnels*. Cancelling the
 scope around `run` ends it all at once.
@@ -18,7 +20,7 @@ import trio
 
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import WorkloadInfo
-from ztunnel_trio.net.listener import Listener, accept_into
+from ztunnel_trio.net.listener import Listener, Serve, accept_into
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.log import Bare, get_logger
 from ztunnel_trio.proxy.dialler import Dialler
@@ -31,6 +33,7 @@ from ztunnel_trio.proxy.pool import Pool
 from ztunnel_trio.proxy.registry import Registry
 from ztunnel_trio.proxy.serving import Handler, serve_one
 from ztunnel_trio.proxy.socks import Socks
+from ztunnel_trio.proxy.tunnel import Tunnel
 from ztunnel_trio.spec.network import (
     INBOUND_PLAINTEXT_PORT,
     OUTBOUND_PORT,
@@ -40,6 +43,7 @@ from ztunnel_trio.supervise.drain import Drain
 
 drain_log = get_logger("drain")
 
+MOST_WAITING: Final = 4096  # accepted at once when a drain begins; a queue holds 129
 PROBED: Final = frozenset({"outbound", "inbound plaintext"})  # HBONE has its own PING
 LOCALHOST: Final = IPv4Address("127.0.0.1")
 
@@ -47,7 +51,9 @@ LOCALHOST: Final = IPv4Address("127.0.0.1")
 class NameServer(Protocol):
     """The pod's DNS server, already bound; `dns.server.DnsServer` is one."""
 
-    async def run(self, drain: Drain, *, task_status: trio.TaskStatus[None]) -> None: ...
+    async def run(self, drain: Drain) -> None:
+        """Serve until the drain is over."""
+        ...
 
     async def resolve(self, name: str, ipv6: bool) -> list[IPAddress]:
         """The addresses of a name as this workload sees it, for SOCKS."""
@@ -56,6 +62,14 @@ class NameServer(Protocol):
     def close(self) -> None:
         """Give the ports back without having run."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A port, and what operators call it."""
+
+    component: str
+    listener: Listener
 
 
 MakeNameServer = Callable[[SocketFactory, WorkloadInfo], NameServer]
@@ -71,7 +85,8 @@ class WorkloadProxy:
     registry: Registry = field(default_factory=Registry)
     is_own: bool = False  # the proxy's own inbound listener, for its metrics over HBONE
     name_server: NameServer | None = None
-    doors: list[tuple[str, Listener]] = field(default_factory=list)
+    doors: list[Door] = field(default_factory=list)
+    alive: set[Tunnel] = field(default_factory=set)  # every tunnel that runs, in either direction
 
     def bind(self, make_name_server: MakeNameServer | None) -> None:
         """Bind every port, or none.
@@ -82,7 +97,10 @@ class WorkloadProxy:
         settings = self.node.settings
         wildcard: IPAddress = IPv6Address("::") if settings.is_ipv6_enabled else IPv4Address("0.0.0.0")
         wanted = [("inbound", SocketAddress(wildcard, settings.hbone_port))]
-        if not self.is_own:
+        transparent = settings.require_original_source
+        if self.is_own:
+            transparent = False  # only our own servers are behind it
+        else:
             wanted.append(("inbound plaintext", SocketAddress(wildcard, INBOUND_PLAINTEXT_PORT)))
             wanted.append(("outbound", SocketAddress(wildcard, OUTBOUND_PORT)))
         if settings.socks5 and not self.is_own:
@@ -91,81 +109,59 @@ class WorkloadProxy:
             if make_name_server is not None:
                 self.name_server = make_name_server(self.sockets, self.info)
             for component, address in wanted:
-                listener = self.sockets.listen_tcp(address, transparent=settings.require_original_source)
-                self.doors.append((component, listener))
-                announce(component, listener)
+                door = Door(component, self.sockets.listen_tcp(address, transparent=transparent))
+                self.doors.append(door)
+                announce(door)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Give the ports back; `run` does so itself."""
-        for _, listener in self.doors:
-            listener.close()
+        for door in self.doors:
+            door.listener.close()
         if self.name_server is not None:
             self.name_server.close()
 
-    async def run(
-        self, drain: Drain, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, drain: Drain) -> None:
         """Serve until the drain is over. `bind` came before."""
         try:
             async with trio.open_nursery() as tunnels:
                 dialler = Dialler(self.node, self.info, self.sockets)
-                pool = Pool(tunnels, dialler.tunnel, dialler.watch, self.node.settings.pool)
-                await self.serve(drain, pool, dialler, task_status)
+                pool = Pool(tunnels, dialler.tunnel, dialler.watch, self.node.settings.pool, self.alive)
+                await self.serve(drain, pool, dialler)
+                self.say_goodbye()
                 tunnels.cancel_scope.cancel(reason="every connection has ended")
         finally:
             self.close()
 
-    async def serve(
-        self, drain: Drain, pool: Pool, dialler: Dialler, task_status: trio.TaskStatus[None]
-    ) -> None:
-        """Accept until the drain is asked for, then wait for what runs, as long as the grace lasts."""
+    def say_goodbye(self) -> None:
+        """Tell the peers of all tunnels that they end now, as far as it can be written at once."""
+        for tunnel in self.alive:
+            tunnel.core.go_away()
+            tunnel.flush()
+
+    async def serve(self, drain: Drain, pool: Pool, dialler: Dialler) -> None:
+        """Serve every port until its drain is over."""
         judge = Judge(self.node)
         async with trio.open_nursery() as watching:
             watching.start_soon(self.registry.watch, self.node.live, self.info, judge.allows)
-            async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as accepting:
-                    for component, listener in self.doors:
-                        handler = self.handler(component, listener, pool, dialler, judge, drain)
-                        accepting.start_soon(
-                            partial(
-                                accept_into,
-                                listener,
-                                connections,
-                                partial(serve_one, handler),
-                                keepalive=component in PROBED,
-                            )
-                        )
-                    if self.name_server is not None:
-                        await accepting.start(self.name_server.run, drain)
-                    task_status.started()
-                    await drain.requested.wait()
-                    accepting.cancel_scope.cancel(reason="draining")
-                self.close()
-                connections.cancel_scope.deadline = drain.deadline
-            if connections.cancel_scope.cancelled_caught:
-                drain_log.warning("drain duration expired with pending connections, forcefully shutting down")
+            async with trio.open_nursery() as doors:
+                for door in self.doors:
+                    doors.start_soon(serve_door, door, self.handler(door, pool, dialler, judge, drain), drain)
+                if self.name_server is not None:
+                    doors.start_soon(self.name_server.run, drain)
             watching.cancel_scope.cancel(reason="drained")
 
-    def handler(
-        self,
-        component: str,
-        listener: Listener,
-        pool: Pool,
-        dialler: Dialler,
-        judge: Judge,
-        drain: Drain,
-    ) -> Handler:
+    def handler(self, door: Door, pool: Pool, dialler: Dialler, judge: Judge, drain: Drain) -> Handler:
         """Who serves the connections of a port."""
         node, info, sockets, registry = self.node, self.info, self.sockets, self.registry
+        component, is_transparent = door.component, door.listener.transparent
         match component:
             case "inbound":
-                is_transparent = listener.transparent and not self.is_own
-                return Inbound(node, info, sockets, registry, judge, drain, is_transparent).serve
+                return Inbound(node, info, sockets, registry, judge, drain, is_transparent, self.alive).serve
             case "inbound plaintext":
-                return Passthrough(node, info, sockets, registry, judge, listener.transparent).serve
+                return Passthrough(node, info, sockets, registry, judge, is_transparent).serve
             case _:
                 outbound = Outbound(node, info, sockets, registry, pool, dialler)
                 if component == "outbound":
@@ -174,15 +170,51 @@ class WorkloadProxy:
                 return Socks(outbound, resolve).serve
 
 
-def announce(component: str, listener: Listener) -> None:
+async def serve_door(door: Door, handler: Handler, drain: Drain) -> None:
+    """Accept until the drain is asked for, then wait for what runs, as long as the grace lasts."""
+    serve = partial(serve_one, handler)
+    fields = {"component": door.component}
+    try:
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                keepalive = door.component in PROBED
+                accepting.start_soon(
+                    partial(accept_into, door.listener, connections, serve, keepalive=keepalive)
+                )
+                await drain.requested.wait()
+                accepting.cancel_scope.cancel(reason="draining")
+            accept_waiting(door.listener, connections, serve)
+            door.listener.close()
+            connections.cancel_scope.deadline = drain.deadline
+        if connections.cancel_scope.cancelled_caught:
+            text = "drain duration expired with pending connections, forcefully shutting down"
+            drain_log.warning(text, extra={"fields": fields})
+    finally:
+        drain_log.info("shutdown complete", extra={"fields": fields})
+
+
+def accept_waiting(listener: Listener, nursery: trio.Nursery, serve: Serve) -> None:
+    """Serve whom the kernel has accepted for us already: closing the listener would reset them."""
+    for _ in range(MOST_WAITING):
+        try:
+            accepted = listener.accept_nowait()
+        except BlockingIOError:
+            return
+        except OSError as error:  # that one was gone, or there are no descriptors: they end with the listener
+            drain_log.debug("accept: %s", error)
+            continue
+        nursery.start_soon(serve, accepted.sock, accepted.peer)
+
+
+def announce(door: Door) -> None:
     """The line operators look for when a port opens."""
-    get_logger("proxy::" + component.replace(" plaintext", "_passthrough")).info(
+    get_logger("proxy::" + door.component.replace(" plaintext", "_passthrough")).info(
         "listener established",
         extra={
             "fields": {
-                "address": Bare(str(listener.address)),
-                "component": component,
-                "transparent": listener.transparent,
+                "address": Bare(str(door.listener.address)),
+                "component": door.component,
+                "transparent": door.listener.transparent,
             }
         },
     )

@@ -31,3 +31,21 @@ class Drain:
     def deadline(self) -> float:
         """When the grace ends, in Trio's time; infinity while nobody asked."""
         return float("inf") if self.requested_at is None else self.requested_at + self.grace_seconds
+
+    async def lets_come(self, event: trio.Event) -> bool:
+        """Wait for an event, but not through a drain; whether it came first."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait(either: trio.Event) -> None:
+                await either.wait()
+                nursery.cancel_scope.cancel(reason="one of the two has come")
+
+            nursery.start_soon(wait, event)
+            nursery.start_soon(wait, self.requested)
+        return not self.is_requested
+
+    async def leaves_time(self, seconds: float) -> bool:
+        """Sleep, but not into a drain; whether all of the time has passed."""
+        with trio.move_on_after(seconds):
+            await self.requested.wait()
+        return not self.is_requested
