@@ -74,12 +74,16 @@ class Connection:
             TooSlowError: no answer within five seconds.
         """
         async with self.turn:
-            with trio.fail_after(ACK_SECONDS):
-                try:
+            try:
+                with trio.fail_after(ACK_SECONDS):
                     await self.send(data, descriptors)
                     answer = await self.answers.receive()
-                except (trio.EndOfChannel, OSError) as error:
-                    raise ProxyGone from error
+            except (trio.EndOfChannel, OSError) as error:
+                raise ProxyGone("the proxy closed its connection instead of acknowledging") from error
+            except trio.TooSlowError as error:
+                raise trio.TooSlowError(
+                    f"the proxy did not acknowledge within {ACK_SECONDS:.0f} s"
+                ) from error
         response = WorkloadResponse().parse(answer)
         assert response.ack is not None, answer
         return response.ack.error

@@ -196,8 +196,12 @@ class Istiod:
         def done() -> bool:
             return all(nonce in stream.answers or not stream.is_alive for stream, nonce in told)
 
-        with trio.fail_after(_SETTLE_SECONDS):
+        with trio.move_on_after(_SETTLE_SECONDS) as waiting:
             await self.wait_for(done)
+        if waiting.cancelled_caught:
+            peers = [stream.peer for stream, nonce in told if nonce not in stream.answers]
+            text = f"no answer to a push within {_SETTLE_SECONDS:.0f} s from {', '.join(peers)}"
+            raise trio.TooSlowError(text)
         return [stream.answers[nonce] for stream, nonce in told if nonce in stream.answers]
 
     # ---------------------------------------------------------------- what is seen

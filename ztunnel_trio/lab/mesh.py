@@ -95,9 +95,13 @@ class Node:
             ProxyFailed: it ended.
             TooSlowError: `LabSettings.ready_seconds` have passed.
         """
-        with trio.fail_after(self.lab.settings.ready_seconds):
+        seconds = self.lab.settings.ready_seconds
+        with trio.move_on_after(seconds) as waiting:
             await self.proxy.wait_ready()
             await self.agent.connection()
+        if waiting.cancelled_caught:
+            tail = "\n".join(self.log.raw()[-10:])
+            raise trio.TooSlowError(f"the proxy of {self.name} was not ready within {seconds:.0f} s:\n{tail}")
 
     async def restart(self) -> None:
         """Kill the proxy and start another; errors as `wait_ready`."""
