@@ -10,7 +10,6 @@ from pathlib import Path
 
 import trio
 
-from ztunnel_trio import config as settings
 from ztunnel_trio.admin.dump import (
     ConfigDump,
     Part,
@@ -28,8 +27,8 @@ from ztunnel_trio.certs.signed import SignedCertificates
 from ztunnel_trio.config import BuildInfo, Config, ProxyMode, Unstartable, dump_config
 from ztunnel_trio.control.ads_client import AdsClient, AdsSettings
 from ztunnel_trio.control.ca_client import CaClient, CaSettings
-from ztunnel_trio.control.credentials import Caller, FromFile, Literal, RootSource
-from ztunnel_trio.control.grpc import ChannelSettings, SystemRoots, Target
+from ztunnel_trio.control.credentials import Caller
+from ztunnel_trio.control.grpc import ChannelSettings, Target
 from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.control.local_mesh import LocalMesh, LocalSource, static_document
 from ztunnel_trio.decide.answer import NameSettings
@@ -244,7 +243,7 @@ def make_certificates(config: Config) -> SignedCertificates:
         raise Unstartable("CA_ADDRESS is empty: workload certificates need a CA, or FAKE_CA=true")
     client = CaClient(
         make_target(config.ca_address, config.alt_ca_hostname),
-        make_roots(config.ca_root_cert),
+        config.ca_root_cert,
         make_caller(config, config.ca_headers),
         CaSettings(
             lifetime_seconds=int(config.secret_ttl_seconds),
@@ -264,7 +263,7 @@ def make_ads(
     return AdsClient(
         live,
         make_target(config.xds_address, config.alt_xds_hostname),
-        make_roots(config.xds_root_cert),
+        config.xds_root_cert,
         make_caller(config, config.xds_headers),
         NodeFacts(
             instance_ip=config.instance_ip,
@@ -286,28 +285,9 @@ def make_target(address: ControlPlaneAddress, alternative_name: str | None) -> T
     return Target(host=address.host, port=address.port, alternative_name=alternative_name)
 
 
-def make_roots(roots: settings.RootCert) -> RootSource:
-    """The trust anchors of a control-plane connection."""
-    match roots:
-        case settings.File(path):
-            return FromFile(path)
-        case settings.Static(pem):
-            return Literal(pem)
-        case settings.SystemRoots():
-            return SystemRoots()
-
-
 def make_caller(config: Config, headers: tuple[tuple[str, str], ...]) -> Caller:
     """How we prove ourselves to the control plane."""
-    token: FromFile | Literal | None = None
-    match config.auth:
-        case settings.TokenFile(path):
-            token = FromFile(path)
-        case settings.StaticToken(text):
-            token = Literal(text)
-        case None:
-            pass
-    return Caller(token=token, cluster_id=config.cluster_id, extra_headers=dict(headers))
+    return Caller(token=config.auth, cluster_id=config.cluster_id, extra_headers=dict(headers))
 
 
 def proxy_settings(config: Config) -> ProxySettings:

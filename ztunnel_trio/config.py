@@ -36,6 +36,7 @@ from ztunnel_trio.grammar import (
 )
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots, TokenSource
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.spec import env
 from ztunnel_trio.spec.network import (
@@ -87,45 +88,6 @@ class ProxyMode(Enum):
     DEDICATED = "Dedicated"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """Trusted roots, or a token, in a file that may change."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Static:
-    """Trusted roots given as PEM text; perhaps none."""
-
-    pem: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SystemRoots:
-    """The operating system's trust store."""
-
-
-RootCert = File | Static | SystemRoots
-
-
-@dataclass(frozen=True, slots=True)
-class TokenFile:
-    """A token read anew for each request."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class StaticToken:
-    """A token that never changes."""
-
-    token: str = field(repr=False)
-
-
-Auth = TokenFile | StaticToken
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Every setting; field names are the dump's keys in snake case, seconds where it has durations."""
@@ -157,11 +119,11 @@ class Config:
     # control plane and CA; no address: not used
     xds_address: ControlPlaneAddress | None
     ca_address: ControlPlaneAddress | None
-    xds_root_cert: RootCert
-    ca_root_cert: RootCert
+    xds_root_cert: RootSource
+    ca_root_cert: RootSource
     alt_xds_hostname: str | None
     alt_ca_hostname: str | None
-    auth: Auth | None
+    auth: TokenSource | None
     xds_headers: tuple[tuple[str, str], ...]
     ca_headers: tuple[tuple[str, str], ...]
     secret_ttl_seconds: float
@@ -606,27 +568,27 @@ def load_dns_address(text: str | None, *, ipv6: bool) -> ListenAddress:
         ) from None
 
 
-def load_roots(values: Environment, name: str, machine: Machine, notes: list[str]) -> RootCert:
+def load_roots(values: Environment, name: str, machine: Machine, notes: list[str]) -> RootSource:
     """An existing file, the system's store, or the text itself; a path that is no file trusts nobody."""
     text = values.text(name)
     chosen = ROOT_FILE if text is None else text
     if machine.exists(chosen):
-        return File(chosen)
+        return FromFile(chosen)
     if chosen == SYSTEM_ROOTS:
         return SystemRoots()
     if "BEGIN CERTIFICATE" not in chosen:
         notes.append(f"{name}: there is no file {chosen} and it is no PEM text, so no server is trusted")
-    return Static(chosen)
+    return Literal(chosen)
 
 
-def load_auth(values: Environment, machine: Machine) -> Auth | None:
+def load_auth(values: Environment, machine: Machine) -> TokenSource | None:
     """Where the token comes from."""
     text = values.text(env.AUTH_TOKEN)
     if text is None:
-        return TokenFile(TOKEN_FILE) if machine.exists(TOKEN_FILE) else None
+        return FromFile(TOKEN_FILE) if machine.exists(TOKEN_FILE) else None
     if not text:
         return None
-    return TokenFile(text) if machine.exists(text) else StaticToken(text)
+    return FromFile(text) if machine.exists(text) else Literal(text)
 
 
 def load_termination(values: Environment) -> float:
@@ -712,11 +674,11 @@ def listen_address(address: ListenAddress) -> JsonValue:
     return {"SocketAddr": str(address)}
 
 
-def roots(root: RootCert) -> JsonValue:
+def roots(root: RootSource) -> JsonValue:
     match root:
-        case File(path):
+        case FromFile(path):
             return {"File": path}
-        case Static():
+        case Literal():
             return "Static"
         case SystemRoots():
             return "Default"

@@ -22,13 +22,14 @@ from ztunnel_trio.certs.signed import SignedCertificates
 from ztunnel_trio.control import grpc
 from ztunnel_trio.control.ads_client import AdsClient, AdsSettings
 from ztunnel_trio.control.ca_client import CREATE_CERTIFICATE_PATH, CaClient, CaSettings
-from ztunnel_trio.control.credentials import Caller, FromFile, Literal
+from ztunnel_trio.control.credentials import Caller
 from ztunnel_trio.control.grpc import BadStatus, Served, ServerCall, Target
 from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import NetworkAddress
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.source import FromFile, Literal
 from ztunnel_trio.pb import authorization_pb2, workload_pb2, xds_pb2
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 from ztunnel_trio.spec.grpc import GrpcCode

@@ -13,14 +13,9 @@ from ztunnel_trio.config import (
     ROOT_FILE,
     TOKEN_FILE,
     Config,
-    File,
     JsonValue,
     ProxyMode,
-    Static,
-    StaticToken,
-    SystemRoots,
     ThisMachine,
-    TokenFile,
     Unstartable,
     build_info,
     config_text,
@@ -30,6 +25,7 @@ from ztunnel_trio.config import (
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.grammar import Localhost
 from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.source import FromFile, Literal, SystemRoots
 from ztunnel_trio.model.workload import WorkloadInfo
 
 
@@ -218,12 +214,12 @@ def test_addresses_of_control_plane_and_ca(environ: dict[str, str], xds: str | N
 @pytest.mark.parametrize(
     ("environ", "files", "roots"),
     [
-        ({}, {ROOT_FILE: "PEM"}, File(ROOT_FILE)),
-        ({}, {}, Static(ROOT_FILE)),
-        ({"XDS_ROOT_CA": "/roots.pem"}, {"/roots.pem": "PEM"}, File("/roots.pem")),
+        ({}, {ROOT_FILE: "PEM"}, FromFile(ROOT_FILE)),
+        ({}, {}, Literal(ROOT_FILE)),
+        ({"XDS_ROOT_CA": "/roots.pem"}, {"/roots.pem": "PEM"}, FromFile("/roots.pem")),
         ({"XDS_ROOT_CA": "SYSTEM"}, {}, SystemRoots()),
-        ({"XDS_ROOT_CA": "SYSTEM"}, {"SYSTEM": "PEM"}, File("SYSTEM")),
-        ({"XDS_ROOT_CA": "-----BEGIN CERTIFICATE-----"}, {}, Static("-----BEGIN CERTIFICATE-----")),
+        ({"XDS_ROOT_CA": "SYSTEM"}, {"SYSTEM": "PEM"}, FromFile("SYSTEM")),
+        ({"XDS_ROOT_CA": "-----BEGIN CERTIFICATE-----"}, {}, Literal("-----BEGIN CERTIFICATE-----")),
     ],
 )
 def test_trusted_roots(environ: dict[str, str], files: dict[str, str], roots: object) -> None:
@@ -241,9 +237,9 @@ def test_a_root_file_that_is_missing_is_told() -> None:
     ("environ", "files", "auth"),
     [
         ({}, {}, None),
-        ({}, {TOKEN_FILE: "t"}, TokenFile(TOKEN_FILE)),
-        ({"AUTH_TOKEN": "/token"}, {"/token": "t"}, TokenFile("/token")),
-        ({"AUTH_TOKEN": "secret"}, {}, StaticToken("secret")),
+        ({}, {TOKEN_FILE: "t"}, FromFile(TOKEN_FILE)),
+        ({"AUTH_TOKEN": "/token"}, {"/token": "t"}, FromFile("/token")),
+        ({"AUTH_TOKEN": "secret"}, {}, Literal("secret")),
         ({"AUTH_TOKEN": ""}, {TOKEN_FILE: "t"}, None),
     ],
 )

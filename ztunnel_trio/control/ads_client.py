@@ -18,7 +18,7 @@ from typing import Final, NoReturn, Protocol
 
 import trio
 
-from ztunnel_trio.control.credentials import Caller, RootSource, load_roots
+from ztunnel_trio.control.credentials import Caller, load_roots
 from ztunnel_trio.control.grpc import (
     DEFAULT_SETTINGS,
     CallStream,
@@ -31,6 +31,7 @@ from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.mesh.decode import AddressEntry, PolicyEntry, prepare_address, prepare_policy
 from ztunnel_trio.mesh.mesh import Batch
+from ztunnel_trio.model.source import RootSource
 from ztunnel_trio.observe.log import span
 from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.wire.ads import (

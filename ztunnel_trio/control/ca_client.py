@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.control.credentials import Caller, RootSource, load_roots
+from ztunnel_trio.control.credentials import Caller, load_roots
 from ztunnel_trio.control.grpc import (
     DEFAULT_SETTINGS,
     ChannelSettings,
@@ -22,6 +22,7 @@ from ztunnel_trio.control.grpc import (
 )
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.source import RootSource
 from ztunnel_trio.pb.messages.google.protobuf import Struct, Value
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 from ztunnel_trio.spec.grpc import GrpcCode

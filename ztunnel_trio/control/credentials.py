@@ -6,31 +6,14 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.control.grpc import PemRoots, Roots, SystemRoots
+from ztunnel_trio.control.grpc import PemRoots, Roots
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.certificate import CERTIFICATE_LABEL, pem_blocks
+from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots, TokenSource
 
 SYSTEM: Final = "SYSTEM"
 _READ_SECONDS: Final = 10.0  # a projected volume that hangs must not hang us
 _MOST_BYTES: Final = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class FromFile:
-    """A file, read whenever its content is needed: Kubernetes replaces it."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """The content itself, out of the configuration."""
-
-    text: str = field(repr=False)
-
-
-Token = FromFile | Literal
-RootSource = FromFile | Literal | SystemRoots
 
 
 async def load_roots(source: RootSource) -> Roots:
@@ -58,7 +41,7 @@ class Caller:
     Without a token neither it nor the cluster is named. `extra_headers` are lower case already.
     """
 
-    token: Token | None
+    token: TokenSource | None
     cluster_id: str
     extra_headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -79,7 +62,7 @@ class Caller:
         return headers
 
 
-async def _load_token(token: Token) -> str:
+async def _load_token(token: TokenSource) -> str:
     match token:
         case Literal(text):
             return text

@@ -49,6 +49,7 @@ from h2.exceptions import H2Error
 from multidict import MultiDict
 
 from ztunnel_trio.errors import WeBrokeProtocol, ZtunnelError
+from ztunnel_trio.model.source import SystemRoots
 from ztunnel_trio.spec.grpc import GrpcCode
 from ztunnel_trio.spec.network import ALPN_H2
 
@@ -97,11 +98,6 @@ class BadMessage(GrpcFailed):
 
     def __init__(self, message: str, code: GrpcCode = GrpcCode.INTERNAL) -> None:
         super().__init__(code, message, answered=True)
-
-
-@dataclass(frozen=True, slots=True)
-class SystemRoots:
-    """Trust what the operating system trusts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -868,7 +864,6 @@ __all__ = [
     "Serve",
     "Served",
     "ServerCall",
-    "SystemRoots",
     "Target",
     "open_channel",
     "open_control_loop",

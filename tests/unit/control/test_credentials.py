@@ -6,14 +6,10 @@ import pytest
 
 from tests.fakes.pki import Authority
 from tests.fakes.trio_test import trio_test
-from ztunnel_trio.control.credentials import (
-    Caller,
-    FromFile,
-    Literal,
-    load_roots,
-)
-from ztunnel_trio.control.grpc import PemRoots, SystemRoots, Target
+from ztunnel_trio.control.credentials import Caller, load_roots
+from ztunnel_trio.control.grpc import PemRoots, Target
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.model.source import FromFile, Literal, SystemRoots
 
 ROOT = Authority.root("root")
 
@@ -55,4 +51,3 @@ async def test_a_token_no_header_can_carry_is_named(token: str) -> None:
 
 def test_targets_read_as_addresses() -> None:
     assert str(Target(host="::1", port=1)) == "https://[::1]:1"
-    assert "secret" not in repr(Literal("secret"))
