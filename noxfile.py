@@ -90,6 +90,12 @@ def netns(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def tests(session: nox.Session) -> None:
+    """All of them, one after the other; what needs root and finds none is skipped aloud."""
+    pytest(session, "tests/unit", "tests/property", "tests/scenario", "tests/netns")
+
+
+@nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """Branch coverage of unit and property tests."""
     session.install("-e", ".", *group("test"))
