@@ -26,6 +26,7 @@ RUNTIME_PROTOS = ("xds.proto", "workload.proto", "authorization.proto")  # by th
 MESSAGE_PROTOS = ("citadel.proto", "zds.proto")  # one at a time: betterproto2
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 OWN_IMPORT = re.compile(r"^import (\w+_pb2)", re.MULTILINE)
+H2SPEC = "github.com/summerwind/h2spec/cmd/h2spec@latest"
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -85,8 +86,22 @@ def scenario(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def netns(session: nox.Session) -> None:
-    """Real namespaces and redirection; root. With REQUIRE_NETNS=1 a skip is a failure."""
+    """Real namespaces and redirection, Envoy as a peer; root. With REQUIRE_NETNS=1 a skip is a failure."""
+    session.install(*group("bench"))
     pytest(session, "tests/netns")
+
+
+@nox.session(default=False)
+def h2spec(session: nox.Session) -> None:
+    """HTTP/2 conformance of port 15008; root, and Go to build the tool."""
+    if shutil.which("go") is None:
+        session.skip("h2spec is written in Go, and there is no `go`")
+    made = Path(session.create_tmp()).resolve()
+    binary = made / "h2spec"
+    if not binary.exists():
+        session.run("go", "install", H2SPEC, external=True, env={"GOBIN": str(made)})
+    session.env["H2SPEC"] = str(binary)
+    pytest(session, "tests/netns/test_h2spec.py", "-rP")
 
 
 @nox.session(default=False)
