@@ -205,13 +205,13 @@ def resident_kib() -> int:
         return int(statm.read().split()[1]) * 4
 
 
-async def main(seconds: float, *, use_instrument: bool, only: str) -> None:
+async def main(seconds: float, *, in_front: bool, only: str) -> None:
     apps = socket.create_server(("127.0.0.1", 0), backlog=1024)
     app_pid = child(lambda: serve_apps(apps))
     app_address = apps.getsockname()
     outbound, inbound = listen(), listen()
     client_context, server_context = contexts()
-    engine = Engine(use_instrument=use_instrument)
+    engine = Engine(in_front=in_front)
     settings = TunnelSettings(max_streams=2000)
 
     async def serve(request: TunnelRequest) -> None:
@@ -276,4 +276,4 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--only", default="")
     chosen = parser.parse_args()
-    trio.run(lambda: main(chosen.seconds, use_instrument=not chosen.task, only=chosen.only))
+    trio.run(lambda: main(chosen.seconds, in_front=not chosen.task, only=chosen.only))

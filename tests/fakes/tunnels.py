@@ -208,11 +208,11 @@ class TwoHops:
 
 @asynccontextmanager
 async def two_hops(
-    settings: TunnelSettings | None = None, *, use_instrument: bool = True, serve: Serve | None = None
+    settings: TunnelSettings | None = None, *, in_front: bool = True, serve: Serve | None = None
 ) -> AsyncIterator[TwoHops]:
     """Both tunnels in one engine; all is cancelled at the end of the block."""
     async with trio.open_nursery() as services:
-        engine = Engine(use_instrument=use_instrument)
+        engine = Engine(in_front=in_front)
         await services.start(engine.run)
         async with trio.open_nursery() as nursery:
             hops = TwoHops(engine, nursery)

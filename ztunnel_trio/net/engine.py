@@ -8,14 +8,17 @@ to one connection except the end itself; the read buffers are shared by all.
 
 *Fairness.* A pump that has moved its share asks for `again` and is run on a later round, behind the others.
 
-*Failure.* What a pump raises ends its own connection (`End.broke`) and nothing else: Trio takes an
-instrument that raises out of service for good, and the next connection is not to blame.
+*Writing.* What a tunnel has to say in one turn is written once, at its end (`write_later`): frames of many
+streams share a TLS record, a system call, and a record at the reader.
+
+*Failure.* What a pump raises ends its own connection (`End.broke`) and nothing else: the driver is Trio's
+own loop, and the next connection is not to blame.
 
 *Two drivers.* Either a task waits for the epoll descriptor as for any other (public interface, always
-right), or an instrument waits in our epoll in Trio's place, with Trio's own epoll as one member; then bytes
-cost no task switch. The second needs a private attribute of Trio and is used only where it is found.
-Callbacks make tasks runnable while Trio has already decided how long to sleep, so whoever does that calls
-`wake`.
+right), or we stand in front of Trio's own wait for I/O, with Trio's epoll as one member of ours; then bytes
+cost no task switch and waking a task costs no system call. The second needs private attributes of Trio and
+is used only where they are found. Callbacks make tasks runnable while Trio has already decided how long to
+sleep, so whoever does that calls `wake`.
 """
 
 import fcntl
@@ -25,8 +28,6 @@ import select
 import termios
 import time
 from collections import deque
-from collections.abc import Callable
-from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -39,7 +40,8 @@ CHUNK_BYTES: Final = 16 * 16_384 - HEADER_ROOM
 READ_BYTES: Final = 262_144
 CHUNKS_A_TURN: Final = 2  # what one pump moves before the others get their turn
 _EVENTS_A_POLL: Final = 256
-_LONGEST_STAY: Final = 0.05  # seconds the instrument keeps Trio waiting under endless traffic
+_LONGEST_STAY: Final = 0.05  # seconds Trio is kept waiting under endless traffic
+_Events = list[tuple[int, int]]
 
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
@@ -58,6 +60,16 @@ class End(Protocol):
 
     def broke(self, error: Exception) -> None:
         """A pump of this end raised: end the connection. Must not raise."""
+
+
+class Writer(Protocol):
+    """Somebody who has something to write at the end of the turn."""
+
+    def write_out(self) -> None:
+        """Write what was gathered; the next `write_later` is a new one."""
+
+    def broke(self, error: Exception) -> None:
+        """`write_out` raised. Must not raise."""
 
 
 class Once:
@@ -97,11 +109,12 @@ class Once:
 class Engine:
     """The process's one engine; `run` is its owner's task. See the module's text."""
 
-    def __init__(self, *, use_instrument: bool = True) -> None:
-        self._use_instrument = use_instrument
+    def __init__(self, *, in_front: bool = True) -> None:
+        self._in_front = in_front
         self._epoll = select.epoll()
         self._ends: dict[int, End] = {}
         self._later: deque[End] = deque()
+        self._writers: list[Writer] = []
         self._in_turn = False
         self._woken = False
         self._kick_fd = -1
@@ -135,6 +148,12 @@ class Engine:
         if not self._in_turn and self._kick_fd >= 0:
             os.eventfd_write(self._kick_fd, 1)
 
+    def write_later(self, writer: Writer) -> None:
+        """Call `writer.write_out` before the engine next waits."""
+        self._writers.append(writer)
+        if not self._in_turn and self._kick_fd >= 0:
+            os.eventfd_write(self._kick_fd, 1)
+
     def wake(self) -> None:
         """A task was made runnable: Trio must not go to sleep now."""
         self._woken = True
@@ -153,17 +172,20 @@ class Engine:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move bytes until cancelled."""
-        instrument = self._make_instrument() if self._use_instrument else None
+        runner = _find_runner() if self._in_front else None
         try:
-            if instrument is None:
+            if runner is None:
                 await self._run_as_task(task_status)
                 return
-            trio.lowlevel.add_instrument(instrument)
+            before = runner.io_manager
+            self._trios_epoll = before._epoll.fileno()
+            self._epoll.register(self._trios_epoll, select.EPOLLIN)
+            runner.io_manager = _InFront(self, before)
             try:
                 task_status.started()
                 await trio.sleep_forever()
             finally:
-                trio.lowlevel.remove_instrument(instrument)
+                runner.io_manager = before
         finally:
             self._epoll.close()
 
@@ -182,24 +204,17 @@ class Engine:
             os.close(self._kick_fd)
             self._kick_fd = -1
 
-    def _make_instrument(self) -> "_InIdleWait | None":
-        waits = _find_trios_waits()
-        if waits is None:
-            log.info("no way into the idle wait of this trio: the engine runs as a task")
-            return None
-        self._trios_epoll, wake_trio = waits
-        self._epoll.register(self._trios_epoll, select.EPOLLIN)
-        return _InIdleWait(self, wake_trio)
-
     def turn(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for events and run their pumps, and those waiting for another round.
 
         Returns whether Trio's own epoll has something for Trio.
         """
+        self._in_turn = True
+        if self._writers:
+            self._write_out()
         events = self._epoll.poll(0 if self._later else timeout, _EVENTS_A_POLL)
         trio_is_ready = False
         ends = self._ends
-        self._in_turn = True
         for fd, flags in events:
             end = ends.get(fd)
             if end is None:
@@ -215,8 +230,19 @@ class Engine:
                 end.go_on()
             except Exception as error:  # noqa: BLE001
                 _break(end, error)
+        if self._writers:
+            self._write_out()
         self._in_turn = False
         return trio_is_ready
+
+    def _write_out(self) -> None:
+        while self._writers:  # whose writing may make others write
+            writers, self._writers = self._writers, []
+            for writer in writers:
+                try:
+                    writer.write_out()
+                except Exception as error:  # noqa: BLE001
+                    _break(writer, error)
 
     @property
     def is_busy(self) -> bool:
@@ -224,7 +250,7 @@ class Engine:
         return bool(self._later)
 
 
-def _break(end: End, error: Exception) -> None:
+def _break(end: End | Writer, error: Exception) -> None:
     """End the connection whose pump raised; whatever that raises in turn must not reach Trio."""
     try:
         end.broke(error)
@@ -232,64 +258,87 @@ def _break(end: End, error: Exception) -> None:
         log.exception("a connection could not be ended after %r", error)
 
 
-class _InIdleWait(trio.abc.Instrument):
-    """The engine in the place of Trio's idle wait."""
+class _TriosWait(Protocol):
+    """What we use of the object Trio waits for I/O with."""
 
-    def __init__(self, engine: Engine, wake_trio: Callable[[], object]) -> None:
+    _epoll: select.epoll
+
+    def get_events(self, timeout: float) -> _Events: ...
+
+    def process_events(self, events: _Events) -> None: ...
+
+    def force_wakeup(self) -> None: ...
+
+
+class _Runner(Protocol):
+    """What we use of the running Trio."""
+
+    io_manager: "_TriosWait | _InFront"
+
+
+class _InFront:
+    """The engine in front of Trio's wait for I/O; everything else is passed on.
+
+    Trio asks for events once a scheduler step, and takes an empty answer for a wait that was long enough.
+    """
+
+    def __init__(self, engine: Engine, trios: _TriosWait) -> None:
         self._engine = engine
-        self._wake_trio = wake_trio
+        self._trios = trios
+        self._epoll = trios._epoll
+        self.process_events = trios.process_events
 
-    def before_io_wait(self, timeout: float) -> None:
-        """Move bytes until Trio has something to do.
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._trios, name)
+
+    def force_wakeup(self) -> None:
+        self._trios.force_wakeup()
+
+    def get_events(self, timeout: float) -> _Events:
+        """Move bytes until Trio has something to do, and answer with what that is.
 
         Never raises; returns within a bounded time under any traffic.
         """
         engine = self._engine
         engine._woken = False
         if timeout <= 0:
-            engine.turn(0)  # Trio is about to look for itself
-            return
+            return self._trios.get_events(0) if engine.turn(0) else []
         now = time.monotonic()
         until = now + timeout
         busy_since = now
         while True:
             before = now
-            trio_is_ready = engine.turn(until - now)
-            if trio_is_ready:
-                return  # Trio's own wait returns at once
+            if engine.turn(until - now):
+                return self._trios.get_events(0)
             if engine._woken:
-                break
+                return []
             now = time.monotonic()
             if now >= until:
-                if trio.lowlevel.current_statistics().seconds_to_next_deadline > 0:
-                    return  # Trio waits for idleness, not for a deadline: let it see that
-                break
+                return []
             if now - before > 0.001:  # we slept: nobody has been kept waiting
                 busy_since = now
             elif now - busy_since > _LONGEST_STAY:
-                break
-        self._wake_trio()
+                self._trios.force_wakeup()  # an answer that is not empty: the wait was cut short
+                return self._trios.get_events(0)
 
 
-def _find_trios_waits() -> tuple[int, Callable[[], object]] | None:
-    """The descriptor of the running Trio's epoll and what makes its next wait return at once.
-
-    None where Trio's insides are not as we know them. What wakes is `force_wakeup`, two system calls; the
-    public `run_sync_soon` of a function that does nothing costs a task's step as well.
-    """
+def _find_runner() -> _Runner | None:
+    """The running Trio; None where its insides are not as we know them, with the reason in the log."""
     from trio._core import _run
 
-    runner = getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
+    runner: _Runner | None = getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
     manager = getattr(runner, "io_manager", None)
     epoll = getattr(manager, "_epoll", None)
-    if not isinstance(epoll, select.epoll) or epoll.closed:
+    is_known = (
+        isinstance(epoll, select.epoll)
+        and not epoll.closed
+        and not getattr(runner, "is_guest", True)
+        and all(callable(getattr(manager, name, None)) for name in _USED)
+    )
+    if not is_known:
+        log.info("no way into the wait of this trio: the engine runs as a task")
         return None
-    wake: Callable[[], object] | None = getattr(manager, "force_wakeup", None)
-    if wake is None:
-        token = trio.lowlevel.current_trio_token()
-        wake = partial(token.run_sync_soon, _nothing, idempotent=True)
-    return epoll.fileno(), wake
+    return runner
 
 
-def _nothing() -> None:
-    """What Trio is woken with."""
+_USED: Final = ("get_events", "process_events", "force_wakeup")

@@ -126,8 +126,8 @@ class Tunnel:
             self._transport = tls
         self._streams: dict[int, TunnelStream] = {}
         self.waiting: dict[int, TunnelStream] = {}  # those that found no room, in order
-        self._pending = bytearray()  # what TLS did not take
-        self.is_blocked = False  # there is something in it
+        self._pending = bytearray()  # what this turn has to say, or what TLS did not take …
+        self.is_blocked = False  # … which it is when this is set
         self._may_read = False
         self._read_wants_write = False
         self._hanging_up = False
@@ -180,6 +180,7 @@ class Tunnel:
         self._state = _State.CLOSING
         self._end_streams()
         self.flush()
+        self.write_out()
         if not self.is_blocked:
             self._finish()
 
@@ -192,6 +193,7 @@ class Tunnel:
         """The transport is over."""
         if self._state is _State.GONE:
             return
+        self.write_out()
         self._state = _State.GONE
         self._transport.stop()
         self._pending.clear()
@@ -260,15 +262,34 @@ class Tunnel:
         self._put(data)
 
     def _put(self, data: Bytes) -> None:
+        """Gather what is small until the end of the engine's turn: one record and one write for many."""
         if self._state is _State.GONE or self._says_last_word:
             return
+        pending = self._pending
         if self.is_blocked:
-            self._pending += data
+            pending += data
             return
+        if len(pending) + len(data) <= _FULL_RECORD:
+            if not pending:
+                self.engine.write_later(self)
+            pending += data
+            return
+        if pending:
+            self.write_out()
+            if self.is_blocked:
+                pending += data
+                return
         sent = self._try_write(data)
         if sent < len(data):
-            self._pending += memoryview(data)[sent:]
+            pending += memoryview(data)[sent:]
             self.is_blocked = True
+
+    def write_out(self) -> None:
+        """See `net.engine.Writer`."""
+        if self._pending and not self.is_blocked:
+            sent = self._try_write(self._pending)
+            del self._pending[:sent]
+            self.is_blocked = bool(self._pending)
 
     def _try_write(self, data: Bytes) -> int:
         """Write what TLS takes; a dead transport takes everything."""

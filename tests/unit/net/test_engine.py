@@ -11,7 +11,7 @@ from tests.fakes.tunnels import tcp_pair
 from ztunnel_trio.net import engine as engine_module
 from ztunnel_trio.net.engine import Engine, Once
 
-drivers = pytest.mark.parametrize("use_instrument", [True, False])
+drivers = pytest.mark.parametrize("in_front", [True, False])
 
 
 class Pipe:
@@ -55,8 +55,8 @@ class Pipe:
 
 @drivers
 @trio_test
-async def test_an_event_runs_the_end_and_wakes_the_waiting_task(use_instrument: bool) -> None:
-    engine = Engine(use_instrument=use_instrument)
+async def test_an_event_runs_the_end_and_wakes_the_waiting_task(in_front: bool) -> None:
+    engine = Engine(in_front=in_front)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         pipe = Pipe(engine)
@@ -72,8 +72,8 @@ async def test_an_event_runs_the_end_and_wakes_the_waiting_task(use_instrument: 
 
 @drivers
 @trio_test
-async def test_another_round_is_run_even_when_asked_for_outside_one(use_instrument: bool) -> None:
-    engine = Engine(use_instrument=use_instrument)
+async def test_another_round_is_run_even_when_asked_for_outside_one(in_front: bool) -> None:
+    engine = Engine(in_front=in_front)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         await trio.sleep(0.01)
@@ -90,8 +90,8 @@ async def test_another_round_is_run_even_when_asked_for_outside_one(use_instrume
 
 @drivers
 @trio_test
-async def test_what_a_pump_raises_ends_its_own_end_only(use_instrument: bool) -> None:
-    engine = Engine(use_instrument=use_instrument)
+async def test_what_a_pump_raises_ends_its_own_end_only(in_front: bool) -> None:
+    engine = Engine(in_front=in_front)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         bad, good = Pipe(engine), Pipe(engine)
@@ -111,12 +111,12 @@ async def test_what_a_pump_raises_ends_its_own_end_only(use_instrument: bool) ->
 
 @drivers
 @trio_test
-async def test_an_end_that_cannot_even_be_broken_stops_nobody(use_instrument: bool) -> None:
+async def test_an_end_that_cannot_even_be_broken_stops_nobody(in_front: bool) -> None:
     class Stubborn(Pipe):
         def broke(self, error: Exception) -> None:
             raise RuntimeError("another bug")
 
-    engine = Engine(use_instrument=use_instrument)
+    engine = Engine(in_front=in_front)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         bad, good = Stubborn(engine), Pipe(engine)
@@ -133,8 +133,8 @@ async def test_an_end_that_cannot_even_be_broken_stops_nobody(use_instrument: bo
 
 @drivers
 @trio_test
-async def test_tasks_and_timers_get_their_turn_under_endless_traffic(use_instrument: bool) -> None:
-    engine = Engine(use_instrument=use_instrument)
+async def test_tasks_and_timers_get_their_turn_under_endless_traffic(in_front: bool) -> None:
+    engine = Engine(in_front=in_front)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         pipe = Pipe(engine)
@@ -157,8 +157,8 @@ async def test_tasks_and_timers_get_their_turn_under_endless_traffic(use_instrum
 
 @drivers
 @trio_test
-async def test_timers_are_kept_while_nothing_happens(use_instrument: bool) -> None:
-    engine = Engine(use_instrument=use_instrument)
+async def test_timers_are_kept_while_nothing_happens(in_front: bool) -> None:
+    engine = Engine(in_front=in_front)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         began = time.monotonic()
@@ -170,9 +170,9 @@ async def test_timers_are_kept_while_nothing_happens(use_instrument: bool) -> No
 
 @drivers
 @pytest.mark.parametrize("threshold", [0.0, 0.01])
-def test_a_jumping_clock_still_jumps(use_instrument: bool, threshold: float) -> None:
+def test_a_jumping_clock_still_jumps(in_front: bool, threshold: float) -> None:
     async def main() -> None:
-        engine = Engine(use_instrument=use_instrument)
+        engine = Engine(in_front=in_front)
         async with trio.open_nursery() as nursery:
             await nursery.start(engine.run)
             began = time.monotonic()
@@ -187,7 +187,7 @@ def test_a_jumping_clock_still_jumps(use_instrument: bool, threshold: float) -> 
 
 @trio_test
 async def test_without_trios_epoll_the_engine_runs_as_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_find_trios_waits", lambda: None)
+    monkeypatch.setattr(engine_module, "_find_runner", lambda: None)
     engine = Engine()
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
@@ -200,8 +200,8 @@ async def test_without_trios_epoll_the_engine_runs_as_a_task(monkeypatch: pytest
 
 
 @trio_test
-async def test_the_instrument_finds_its_way_into_this_trio() -> None:
-    assert engine_module._find_trios_waits() is not None
+async def test_the_engine_finds_its_way_into_this_trio() -> None:
+    assert engine_module._find_runner() is not None
 
 
 @trio_test

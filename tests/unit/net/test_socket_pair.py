@@ -12,7 +12,7 @@ from tests.fakes.tunnels import App, Counted, tcp_pair, until
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
 
-drivers = pytest.mark.parametrize("use_instrument", [True, False])
+drivers = pytest.mark.parametrize("in_front", [True, False])
 
 
 class Passthrough:
@@ -37,9 +37,9 @@ class Passthrough:
 
 
 @asynccontextmanager
-async def passthrough(*, use_instrument: bool = True) -> AsyncIterator[Passthrough]:
+async def passthrough(*, in_front: bool = True) -> AsyncIterator[Passthrough]:
     async with trio.open_nursery() as nursery:
-        engine = Engine(use_instrument=use_instrument)
+        engine = Engine(in_front=in_front)
         await nursery.start(engine.run)
         pair = Passthrough()
         try:
@@ -55,14 +55,14 @@ async def passthrough(*, use_instrument: bool = True) -> AsyncIterator[Passthrou
 
 @drivers
 @trio_test
-async def test_bytes_go_both_ways_between_sockets(use_instrument: bool) -> None:
+async def test_bytes_go_both_ways_between_sockets(in_front: bool) -> None:
     data = random.Random(1).randbytes(8 << 20)
 
     async def send(app: App) -> None:
         await app.send(data)
         app.end()
 
-    async with passthrough(use_instrument=use_instrument) as pair, trio.open_nursery() as nursery:
+    async with passthrough(in_front=in_front) as pair, trio.open_nursery() as nursery:
         nursery.start_soon(send, pair.source)
         nursery.start_soon(send, pair.destination)
         assert await pair.destination.receive_all() == data

@@ -18,14 +18,14 @@ from ztunnel_trio.proxy.tunnel import ClientTunnel, ServerTunnel, TunnelRequest,
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
 from ztunnel_trio.wire.hbone_events import ErrorCode
 
-drivers = pytest.mark.parametrize("use_instrument", [True, False])
+drivers = pytest.mark.parametrize("in_front", [True, False])
 MIB = 1 << 20
 
 
 @drivers
 @trio_test
-async def test_bytes_go_both_ways_and_are_counted(use_instrument: bool) -> None:
-    async with two_hops(use_instrument=use_instrument) as hops:
+async def test_bytes_go_both_ways_and_are_counted(in_front: bool) -> None:
+    async with two_hops(in_front=in_front) as hops:
         source, destination = await hops.connection()
         await source.send(b"question")
         assert await destination.receive_exactly(8) == b"question"
@@ -44,7 +44,7 @@ async def test_bytes_go_both_ways_and_are_counted(use_instrument: bool) -> None:
 
 @drivers
 @trio_test
-async def test_64_mib_each_way_arrive_unharmed(use_instrument: bool) -> None:
+async def test_64_mib_each_way_arrive_unharmed(in_front: bool) -> None:
     chunk = random.Random(7).randbytes(MIB)
 
     async def send(app: App, digest: hashlib.blake2b) -> None:
@@ -58,7 +58,7 @@ async def test_64_mib_each_way_arrive_unharmed(use_instrument: bool) -> None:
         while piece := await app.receive(1 << 18):
             digest.update(piece)
 
-    async with two_hops(use_instrument=use_instrument) as hops:
+    async with two_hops(in_front=in_front) as hops:
         source, destination = await hops.connection()
         digests = [hashlib.blake2b() for _ in range(4)]
         async with trio.open_nursery() as nursery:
@@ -184,7 +184,7 @@ async def test_a_reader_that_sleeps_stops_nobody_else() -> None:
 
 @drivers
 @trio_test
-async def test_100_streams_share_one_tunnel(use_instrument: bool) -> None:
+async def test_100_streams_share_one_tunnel(in_front: bool) -> None:
     async def one(hops: TwoHops, number: int) -> None:
         source, destination = await hops.connection(f"n{number}")
         data = bytes([number]) * (1000 * number + 1)
@@ -196,7 +196,7 @@ async def test_100_streams_share_one_tunnel(use_instrument: bool) -> None:
         source.close()
         destination.close()
 
-    async with two_hops(use_instrument=use_instrument) as hops:
+    async with two_hops(in_front=in_front) as hops:
         async with trio.open_nursery() as nursery:
             for number in range(100):
                 nursery.start_soon(one, hops, number)
