@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_line() -> str:
-    from ztunnel_trio.config import build_info
+    from ztunnel_trio.build_info import build_info
 
     return str(build_info(os.environ))  # noqa: TID251  the one place that reads it
 
@@ -92,7 +92,9 @@ def start(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     Raises:
         ConfigError, OSError, ZtunnelError or a group of them: the start failed.
     """
-    from ztunnel_trio.config import build_info, config_text, load
+    from ztunnel_trio.build_info import build_info
+    from ztunnel_trio.config import load
+    from ztunnel_trio.config_document import config_text
     from ztunnel_trio.observe.log import get_logger
 
     config = load(environ, arguments=arguments)

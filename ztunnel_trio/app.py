@@ -16,7 +16,8 @@ from typing import Final
 import trio
 
 from ztunnel_trio.assembly import Parts, build, make_house
-from ztunnel_trio.config import BuildInfo, Config, ProxyMode
+from ztunnel_trio.build_info import BuildInfo
+from ztunnel_trio.config import Config, ProxyMode
 from ztunnel_trio.control.grpc import open_control_loop
 from ztunnel_trio.inpod.agent import GATE_NAME, Agent, AgentSettings
 from ztunnel_trio.net.netns import check_privileges

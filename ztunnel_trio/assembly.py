@@ -20,11 +20,13 @@ from ztunnel_trio.admin.dump import (
 )
 from ztunnel_trio.admin.http import HttpServer
 from ztunnel_trio.admin.server import admin_server, readiness_server, stats_server
+from ztunnel_trio.build_info import BuildInfo
 from ztunnel_trio.certs.crl import CrlKeeper
 from ztunnel_trio.certs.fake_ca import FakeCa
 from ztunnel_trio.certs.keeper import Keeper
 from ztunnel_trio.certs.signed import SignedCertificates
-from ztunnel_trio.config import BuildInfo, Config, ProxyMode, Unstartable, dump_config
+from ztunnel_trio.config import Config, ProxyMode, Unstartable
+from ztunnel_trio.config_document import dump_config
 from ztunnel_trio.control.ads_client import AdsClient, AdsSettings
 from ztunnel_trio.control.ca_client import CaClient, CaSettings
 from ztunnel_trio.control.credentials import Caller

@@ -5,7 +5,8 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ztunnel_trio.config import LOOPBACK_IPV6_FILE, MESH_FILE, RESOLV_CONF, dump_config, load
+from ztunnel_trio.config import LOOPBACK_IPV6_FILE, MESH_FILE, RESOLV_CONF, load
+from ztunnel_trio.config_document import dump_config
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.grammar import parse_cpus, parse_duration, parse_threads, parse_unsigned, parse_uri
 from ztunnel_trio.observe.log import Filter

@@ -22,10 +22,11 @@ TIERS = {
     "admin": 8,
     "lab": 9, "grammar": 9,
     "config": 10,
-    "assembly": 11,
-    "app": 12,
-    "cli": 12,
-    "__main__": 13,
+    "build_info": 11, "config_document": 11,
+    "assembly": 12,
+    "app": 13,
+    "cli": 13,
+    "__main__": 14,
 }  # fmt: skip
 PURE_TIER = 3
 IMPURE = {"asyncio", "logging", "os", "random", "socket", "ssl", "threading", "time", "trio"}

@@ -1,0 +1,59 @@
+"""What this build is, in the words `istioctl` and people know."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+from ztunnel_trio.config import UNKNOWN_VERSION, JsonValue
+from ztunnel_trio.spec import env
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildInfo:
+    """What this build is; the keys are the reference's, the values tell the truth about ours."""
+
+    version: str
+    git_revision: str
+    rust_version: str
+    build_profile: str
+    build_status: str
+    istio_version: str
+    crypto_provider: str
+
+    def __str__(self) -> str:
+        return (
+            f'version.BuildInfo{{Version:"{self.version}", GitRevision:"{self.git_revision}", '
+            f'RustVersion:"{self.rust_version}", BuildProfile:"{self.build_profile}", '
+            f'BuildStatus:"{self.build_status}", IstioVersion:"{self.istio_version}", '
+            f'CryptoProvider:"{self.crypto_provider}"}}'
+        )
+
+    def dump(self) -> dict[str, JsonValue]:
+        """The `version` part of the config dump."""
+        return {
+            "version": self.version,
+            "gitRevision": self.git_revision,
+            "rustVersion": self.rust_version,
+            "buildProfile": self.build_profile,
+            "buildStatus": self.build_status,
+            "istioVersion": self.istio_version,
+            "cryptoProvider": self.crypto_provider,
+        }
+
+
+def build_info(environ: Mapping[str, str]) -> BuildInfo:
+    """This build. There is no Rust in it: that field names the interpreter."""
+    try:
+        version = metadata.version("ztunnel-trio")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    return BuildInfo(
+        version=version,
+        git_revision="unknown",
+        rust_version=f"none ({platform.python_implementation()} {platform.python_version()})",
+        build_profile="release",
+        build_status="Clean",
+        istio_version=environ.get(env.META_ISTIO_VERSION, UNKNOWN_VERSION),
+        crypto_provider="tls-openssl",
+    )

@@ -1,0 +1,162 @@
+"""The settings as operators see them: the `config` part of the config dump, and the text at start."""
+
+import yaml
+
+from ztunnel_trio.config import Config, JsonValue
+from ztunnel_trio.dns.resolv_conf import ResolvConf
+from ztunnel_trio.grammar import ControlPlaneAddress, ListenAddress, Localhost
+from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots
+from ztunnel_trio.model.workload import WorkloadInfo
+
+
+def duration(seconds: float) -> JsonValue:
+    """A duration as the dump shows it."""
+    whole = int(seconds)
+    return {"secs": whole, "nanos": round((seconds - whole) * 1e9)}
+
+
+def listen_address(address: ListenAddress) -> JsonValue:
+    if isinstance(address, Localhost):
+        return {"Localhost": [address.ipv6, address.port]}
+    return {"SocketAddr": str(address)}
+
+
+def roots(root: RootSource) -> JsonValue:
+    match root:
+        case FromFile(path):
+            return {"File": path}
+        case Literal():
+            return "Static"
+        case SystemRoots():
+            return "Default"
+
+
+def optional(value: SpiffeId | ControlPlaneAddress | SocketAddress | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def workload_info(info: WorkloadInfo | None) -> JsonValue:
+    if info is None:
+        return None
+    return {"name": info.name, "namespace": info.namespace, "serviceAccount": info.service_account}
+
+
+def resolver_config(resolver: ResolvConf) -> JsonValue:
+    """The resolver's servers and search list; keys inside are in snake case."""
+    return {
+        "domain": resolver.domain,
+        "search": list(resolver.search),
+        "name_servers": [
+            {
+                "ip": str(server.ip),
+                "trust_negative_responses": True,
+                "connections": [
+                    {"port": server.port, "protocol": {"type": protocol}, "bind_addr": None}
+                    for protocol in ("udp", "tcp")
+                ],
+            }
+            for server in resolver.servers
+        ],
+    }
+
+
+def resolver_options(config: Config) -> JsonValue:
+    """How the resolver is used, in the words of the reference's library."""
+    resolver = config.resolver
+    return {
+        "allow_answers": [],
+        "attempts": resolver.attempts,
+        "avoid_local_udp_ports": [],
+        "cache_size": 4096,
+        "case_randomization": False,
+        "deny_answers": [],
+        "edns0": resolver.edns0,
+        "edns_payload_len": 1232,
+        "ip_strategy": "Ipv4AndIpv6" if config.ipv6_enabled else "Ipv4Only",
+        "max_active_requests": 32,
+        "ndots": resolver.ndots,
+        "negative_max_ttl": None,
+        "negative_min_ttl": None,
+        "num_concurrent_reqs": 2,
+        "os_port_selection": False,
+        "positive_max_ttl": None,
+        "positive_min_ttl": None,
+        "preserve_intermediates": True,
+        "recursion_desired": True,
+        "server_ordering_strategy": "QueryStatistics",
+        "timeout": int(resolver.timeout_seconds),
+        "trust_anchor": None,
+        "try_tcp_on_error": False,
+        "use_hosts_file": "Auto",
+    }
+
+
+def dump_config(config: Config) -> dict[str, JsonValue]:
+    """The `config` part of the config dump. Never holds a token or the local mesh."""
+    return {
+        "adminAddr": listen_address(config.admin_addr),
+        "altCaHostname": config.alt_ca_hostname,
+        "altXdsHostname": config.alt_xds_hostname,
+        "caAddress": optional(config.ca_address),
+        "caHeaders": [list(pair) for pair in config.ca_headers],
+        "caRootCert": roots(config.ca_root_cert),
+        "clusterDomain": config.cluster_domain,
+        "clusterId": config.cluster_id,
+        "connectionWindowSize": config.connection_window_size,
+        "crlPath": config.crl_path,
+        "dnsProxy": config.dns_proxy,
+        "dnsProxyAddr": listen_address(config.dns_proxy_addr),
+        "dnsResolverCfg": resolver_config(config.resolver),
+        "dnsResolverOpts": resolver_options(config),
+        "enableEnhancedBaggage": config.enable_enhanced_baggage,
+        "fakeCa": config.fake_ca,
+        "fakeSelfInbound": False,
+        "frameSize": config.frame_size,
+        "illegalPorts": sorted(config.illegal_ports),
+        "inboundAddr": str(config.inbound_addr),
+        "inboundPlaintextAddr": str(config.inbound_plaintext_addr),
+        "inpodPortReuse": config.inpod_port_reuse,
+        "inpodUds": config.inpod_uds,
+        "ipv6Enabled": config.ipv6_enabled,
+        "localNode": config.local_node,
+        "localhostAppTunnel": config.localhost_app_tunnel,
+        "network": config.network,
+        "numWorkerThreads": config.num_worker_threads,
+        "outboundAddr": str(config.outbound_addr),
+        "packetMark": config.packet_mark,
+        "poolMaxStreamsPerConn": config.pool_max_streams_per_conn,
+        "poolUnusedReleaseTimeout": duration(config.pool_unused_release_timeout_seconds),
+        "preferedServiceNamespace": config.preferred_service_namespace,
+        "proxy": config.proxy,
+        "proxyArgs": config.proxy_args,
+        "proxyMetadata": dict(config.proxy_metadata),
+        "proxyMode": config.proxy_mode.value,
+        "proxyWorkloadInformation": workload_info(config.proxy_workload_information),
+        "readinessAddr": listen_address(config.readiness_addr),
+        "requireOriginalSource": config.require_original_source,
+        "secretTtl": duration(config.secret_ttl_seconds),
+        "selfTerminationDeadline": duration(config.self_termination_deadline_seconds),
+        "socketConfig": {
+            "keepaliveEnabled": config.keepalive_enabled,
+            "keepaliveInterval": duration(config.keepalive_interval_seconds),
+            "keepaliveRetries": config.keepalive_retries,
+            "keepaliveTime": duration(config.keepalive_time_seconds),
+            "userTimeoutEnabled": config.user_timeout_enabled,
+        },
+        "socks5Addr": optional(config.socks5_addr),
+        "statsAddr": listen_address(config.stats_addr),
+        "windowSize": config.window_size,
+        "xdsAddress": optional(config.xds_address),
+        "xdsHeaders": [list(pair) for pair in config.xds_headers],
+        "xdsOnDemand": config.xds_on_demand,
+        "xdsRootCert": roots(config.xds_root_cert),
+        "ztunnelIdentity": optional(config.ztunnel_identity),
+        "ztunnelWorkload": workload_info(config.ztunnel_workload),
+    }
+
+
+def config_text(config: Config) -> str:
+    """The same as YAML, for the line at start."""
+    return yaml.safe_dump(dump_config(config), sort_keys=True, allow_unicode=True, width=1000)
