@@ -197,16 +197,17 @@ class Fabric:
             raise
         return cls(host)
 
-    async def plug(self, name: str, block: IPv4Address) -> Host:
-        """A new host with the next address of the block.
+    async def plug(self, name: str, block: IPv4Address, *, ip: IPv4Address | None = None) -> Host:
+        """A new host with the next address of the block, or with one that nobody has any more.
 
         Raises:
             KernelLacks: naming what.
         """
-        number = self._numbers.get(block, 9) + 1
-        self._numbers[block] = number
+        if ip is None:
+            number = self._numbers.get(block, 9) + 1
+            self._numbers[block] = number
+            ip = block + number
         self._ports += 1
-        ip = block + number
         ip6 = IPv6Address(int(IPv6Address("fd88::")) | int(ip) & 0xFFFF)
         host = Host(name, new_netns(), ip, ip6, port=f"port{self._ports}")
         try:
@@ -248,6 +249,8 @@ def _build_host(fabric: Host, host: Host) -> None:
         links.enslave(host.port, BRIDGE)
         links.up(host.port)
     with host.netns.inside(), Links() as links:
+        # Follows from the address, so that a new host with an old address is found by those who knew the old.
+        links.set_mac(UPLINK, "02:00:" + host.ip.packed.hex(":"))
         links.up("lo")
         links.up(UPLINK)
         links.add_address(IPv4Interface((host.ip, _PREFIX_V4)), UPLINK)

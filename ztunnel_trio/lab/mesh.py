@@ -281,17 +281,19 @@ class Lab:
         captured: bool = True,
         known: bool = True,
         dns: bool = True,
+        ip: IPv4Address | None = None,
         change: Callable[[Workload], None] | None = None,
     ) -> Pod:
         """A pod on a node: namespace, redirection, the agent told and istiod told, in istio's order.
 
-        Without `captured` it is a pod the mesh leaves alone; without `known` istiod says nothing about it.
+        Without `captured` it is a pod the mesh leaves alone; without `known` istiod says nothing about it;
+        `ip` is the address of a pod that was deleted.
 
         Raises:
             KernelLacks: naming what.
             ProxyRefused: the proxy did not acknowledge the pod.
         """
-        host = await self.fabric.plug(name, PODS)
+        host = await self.fabric.plug(name, PODS, ip=ip)
         pod = Pod(
             self,
             name,

@@ -110,6 +110,10 @@ class Links:
         with _asking(f"a port of the bridge {bridge} ({name})"):
             self._route.link("set", index=self._index(name), master=self._index(bridge))
 
+    def set_mac(self, name: str, mac: str) -> None:
+        with _asking(f"the hardware address {mac} of {name}"):
+            self._route.link("set", index=self._index(name), address=mac)
+
     def up(self, name: str) -> None:
         with _asking(f"the link {name} up"):
             self._route.link("set", index=self._index(name), state="up")
