@@ -1,9 +1,9 @@
 """Dialling the peer's proxy: certificate, TCP, TLS, and the tunnel on top; every failure by its reason."""
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -27,7 +27,7 @@ from ztunnel_trio.net.tls_memory import MemoryTls
 from ztunnel_trio.observe.access_log import io_text
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import PoolKey
-from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel import ClientTunnel, Tunnel
 from ztunnel_trio.proxy.tunnel_stream import TunnelStream
 
 REVOKED: Final = "peer certificate revoked by CRL"
@@ -40,6 +40,7 @@ class Dialler:
     node: Node
     info: WorkloadInfo
     sockets: SocketFactory
+    connections: dict[Tunnel, set[trio.CancelScope]] = field(default_factory=dict)  # relayed through them
 
     async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
         """Our own certificate.
@@ -124,13 +125,38 @@ class Dialler:
 
     @contextmanager
     def watch(self, tunnel: ClientTunnel, peer: TlsPeer) -> Iterator[None]:
-        """Abort the tunnel when its peer's certificate is revoked while the body runs."""
+        """End the tunnel and its connections when its peer's certificate is revoked while the body runs."""
         if self.node.revocations is None:
             yield
             return
-        on_revoked = partial(tunnel.abort, REVOKED)
+        on_revoked = partial(self.revoke, tunnel)
         registration = self.node.revocations.register(peer.chain_der, on_revoked, reporter="source")
         try:
             yield
         finally:
             registration.release()
+
+    @contextmanager
+    def trusting(self, tunnels: Sequence[Tunnel], scope: trio.CancelScope) -> Iterator[None]:
+        """Cancel `scope` when the peer of one of these tunnels is revoked while the body runs."""
+        for tunnel in tunnels:
+            self.connections.setdefault(tunnel, set()).add(scope)
+        try:
+            yield
+        finally:
+            for tunnel in tunnels:
+                scopes = self.connections[tunnel]
+                scopes.discard(scope)
+                if not scopes:
+                    del self.connections[tunnel]
+
+    def revoke(self, tunnel: ClientTunnel) -> None:
+        """Nobody trusts the peer of this tunnel any more."""
+        for scope in self.connections.get(tunnel, ()):
+            scope.cancel(reason=REVOKED)
+        tunnel.abort(REVOKED)
+
+
+def is_revoked(tunnels: Sequence[Tunnel]) -> bool:
+    """Whether one of these tunnels ended because its peer's certificate was revoked."""
+    return any(tunnel.failure_text == REVOKED for tunnel in tunnels)

@@ -41,12 +41,12 @@ from ztunnel_trio.observe.access_log import (
     source_labels,
 )
 from ztunnel_trio.observe.log import Bare, get_logger, span
-from ztunnel_trio.proxy.dialler import REVOKED, Dialler
+from ztunnel_trio.proxy.dialler import Dialler, is_revoked
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import Pool, PoolKey
 from ztunnel_trio.proxy.registry import OutboundEntry, Registry
 from ztunnel_trio.proxy.serving import contained, counted, ended_by
-from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel import ClientTunnel, Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
@@ -79,9 +79,13 @@ TRY_ANOTHER: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The end of a connection at its destination; what the inner peer of a double tunnel told of itself."""
+    """The end of a connection at its destination, and the tunnels that lead there, if any.
+
+    `baggage` and `identity` are what the inner peer of a double tunnel told of itself.
+    """
 
     end: Endpoint
+    tunnels: tuple[Tunnel, ...] = ()
     baggage: Baggage | None = None
     identity: SpiffeId | None = None
 
@@ -228,13 +232,18 @@ class Outbound:
         way = attempt.way
         record = access.open(facts_of(way, request, call.client, reached), began=call.began)
         entry = OutboundEntry(call.client, request.target, way.destination, way.protocol)
+        trouble: str | None = None
         try:
-            with self.registry.list_outbound(entry):
+            with (
+                trio.CancelScope() as scope,
+                self.registry.list_outbound(entry),
+                self.dialler.trusting(reached.tunnels, scope),
+            ):
                 trouble = await relay(self.node.engine, SocketEnd(sock), reached.end, record.traffic)
         except BaseException as error:
             record.finish(ended_by(error))
             raise
-        record.finish(outcome_of(reached.end, trouble))
+        record.finish(outcome_of(reached, trouble))
 
     async def reach_some(self, attempt: Attempt, request: OutboundRequest, call: Call) -> Reached:
         """Reach the destination, trying other endpoints of its service while that may help.
@@ -304,7 +313,8 @@ class Outbound:
             case OutboundProtocol.TCP:
                 return Reached(SocketEnd(await self.dial_plain(way.destination, connect_seconds)))
             case OutboundProtocol.HBONE:
-                return Reached(await self.connect(way, request, call, connect_seconds))
+                stream = await self.connect(way, request, call, connect_seconds)
+                return Reached(stream, (stream.tunnel,))
             case OutboundProtocol.DOUBLE_HBONE:
                 return await self.connect_twice(way, request, call, connect_seconds)
 
@@ -346,7 +356,8 @@ class Outbound:
         check_answer(stream)
         lines = [value.encode("latin-1") for value in stream.headers.get("baggage", ())]
         baggage = parse_baggage(lines)
-        return Reached(stream, baggage or Baggage(), peer.identities[0] if peer.identities else None)
+        identity = peer.identities[0] if peer.identities else None
+        return Reached(stream, (outer.tunnel, inner), baggage or Baggage(), identity)
 
     @contextmanager
     def answer_in_time(self) -> Iterator[None]:
@@ -388,9 +399,9 @@ class Outbound:
         return self.node.settings.network.encode()
 
 
-def outcome_of(end: Endpoint, trouble: str | None) -> Refusal | None:
-    """How a relay ended: well, with the relay's trouble, or because the peer's certificate was revoked."""
-    if isinstance(end, TunnelStream) and end.tunnel.failure_text == REVOKED:
+def outcome_of(reached: Reached, trouble: str | None) -> Refusal | None:
+    """How a relay ended: well, with the relay's trouble, or because a peer's certificate was revoked."""
+    if is_revoked(reached.tunnels):
         return Refusal(Reason.CERTIFICATE_REVOKED)
     return None if trouble is None else Refusal(Reason.RELAY, trouble)
 

@@ -154,11 +154,13 @@ class Pool:
         entry = self.pooled.get(key)
         if entry is None:
             return None
-        if not entry.tunnel.is_usable:
-            self.forget(key, entry.tunnel)
+        tunnel = entry.tunnel
+        # The peer may have told its limit after it took more, or have lowered it.
+        if not tunnel.is_usable or tunnel.active_streams >= tunnel.peer_max_streams:
+            self.forget(key, tunnel)
             return None
         self.use(key, entry)
-        return entry.tunnel
+        return tunnel
 
     def put(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Pool a new tunnel, with its first stream about to be opened."""

@@ -1,0 +1,397 @@
+"""Captured connections leaving a pod: carried, refused, tried elsewhere, cut."""
+
+import errno
+import os
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+import trio
+
+from tests.fakes.cancellation import cancelled_everywhere_now
+from tests.fakes.trio_test import trio_test
+from tests.fakes.tunnels import App, tcp_pair, until
+from tests.fakes.world import PLAIN, SERVER, SOURCE, World, at, deny_all, world
+from ztunnel_trio.errors import Reason, Refusal
+from ztunnel_trio.model.address import NetworkAddress, SocketAddress
+from ztunnel_trio.model.service import Service
+from ztunnel_trio.model.workload import Workload
+from ztunnel_trio.proxy.node import ProxySettings
+from ztunnel_trio.proxy.outbound import Patience, is_timeout, may_another_help
+
+WEB = Service(
+    name="web", namespace="ns", hostname="web.ns.svc.cluster.local",
+    vips=(NetworkAddress("", ip_address("127.10.0.1")),), ports={80: 80},
+)  # fmt: skip
+
+
+def endpoint(number: int, port: int, like: Workload = PLAIN) -> Workload:
+    """An endpoint of WEB at 127.0.1.number."""
+    return replace(
+        like,
+        uid=f"//Pod/ns/web-{number}",
+        name=f"web-{number}",
+        addresses=(ip_address("127.0.1.0") + number,),
+        services={WEB.key: {80: port}},
+    )
+
+
+async def ask(app: App, text: bytes = b"hello world") -> bytes:
+    await app.send(text)
+    return await app.receive_exactly(len(text))
+
+
+async def ended(it: World, count: int) -> None:
+    await until(lambda: len(it.lines.complete) >= count)
+
+
+@trio_test
+async def test_to_a_workload_of_the_mesh_over_hbone() -> None:
+    async with world() as it:
+        await it.listen(SERVER)
+        there = await it.echo(SERVER.addresses[0])
+        app = it.call(it.outbound(SOURCE), there)
+        assert await ask(app) == b"hello world"
+        assert it.metric("istio_tcp_connections_opened_total") == 2
+        assert it.metric("istio_tcp_connections_closed_total") == 0
+        app.end()
+        assert await app.receive() == b""
+        await ended(it, 2)
+
+        (sent,) = [line for line in it.lines.complete if line["direction"] == "outbound"]
+        assert (sent["dst.addr"], sent["dst.hbone_addr"]) == ("127.0.0.3:15008", str(there))
+        assert (sent["bytes_sent"], sent["bytes_recv"]) == ("11", "11")
+        assert sent["src.identity"] == "spiffe://cluster.local/ns/ns/sa/source"
+        assert it.lines.errors() == [None, None]
+
+
+@trio_test
+async def test_to_a_plain_workload_and_to_what_the_mesh_does_not_know() -> None:
+    async with world() as it:
+        for address in ("127.0.0.4", "127.0.0.77"):
+            there = await it.echo(ip_address(address))
+            app = it.call(it.outbound(SOURCE), there)
+            assert await ask(app) == b"hello world"
+            app.end()
+            assert await app.receive() == b""
+        await ended(it, 2)
+        assert [line["dst.addr"].partition(":")[0] for line in it.lines.complete] == [
+            "127.0.0.4",
+            "127.0.0.77",
+        ]
+        assert all("dst.hbone_addr" not in line for line in it.lines.complete)
+
+
+@trio_test
+async def test_a_connection_refused_before_there_was_a_route_leaves_one_early_line() -> None:
+    async with world() as it:
+        app = it.call(it.outbound(SOURCE), at("127.0.0.1:15001"))
+        assert await app.receive() == b""
+        await ended(it, 1)
+        assert it.lines.complete[0]["message"] == "connection failed"
+        assert it.lines.errors() == ["attempted recursive call to ourselves"]
+        assert it.metric("istio_tcp_connections_opened_total") == 0
+
+
+@trio_test(autojump=True)
+async def test_an_unknown_workload_is_waited_for() -> None:
+    async with world() as it:
+        began = trio.current_time()
+        app = it.call(it.outbound(replace(SOURCE, name="nobody")), at("10.0.0.1:80"))
+        assert await app.receive() == b""
+        assert trio.current_time() - began == pytest.approx(5, abs=0.1)
+        assert it.lines.errors() == ["failed to fetch information about local workload: source.ns (nobody)"]
+
+
+@trio_test
+async def test_nothing_listens_there() -> None:
+    async with world() as it:
+        it.call(it.outbound(SOURCE), at("127.0.0.4:1"))
+        it.call(it.outbound(SOURCE), SocketAddress(SERVER.addresses[0], 80))
+        await ended(it, 2)
+        assert it.lines.errors() == ["io error: Connection refused (os error 111)"] * 2
+        assert it.metric("istio_tcp_connections_failed_total") == 2
+        assert it.metric("istio_connect_retries_total") == 0  # there is nobody else
+
+
+@trio_test
+async def test_without_a_certificate() -> None:
+    async with world() as it:
+        it.certificates.missing.add(SOURCE.identity)
+        it.call(it.outbound(SOURCE), SocketAddress(SERVER.addresses[0], 80))
+        await ended(it, 1)
+        (line,) = it.lines.complete
+        assert line["error"].startswith("identity error: no certificate for")
+        assert 'response_flags="IDENTITY_ERROR"' in it.node.metrics.render().decode()
+
+
+@trio_test
+async def test_a_peer_that_is_not_whom_the_mesh_says() -> None:
+    async with world() as it:
+        it.put(replace(endpoint(1, 80, SERVER), service_account="other"))
+        await it.listen(replace(SERVER, addresses=(ip_address("127.0.1.1"),)))
+        it.call(it.outbound(SOURCE), at("127.0.1.1:80"))
+        await until(lambda: len(it.lines.errors("outbound")) == 1)
+        (error,) = it.lines.errors("outbound")
+        assert error is not None
+        assert error.startswith("io error: ")
+        assert "did not present the expected SAN (spiffe://cluster.local/ns/ns/sa/other)" in error
+
+
+@trio_test
+async def test_the_peers_refusal_is_the_status_it_answered() -> None:
+    async with world() as it:
+        it.put(deny_all())
+        await it.listen(SERVER)
+        app = it.call(it.outbound(SOURCE), SocketAddress(SERVER.addresses[0], 80))
+        assert await app.receive() == b""
+        await ended(it, 2)
+        assert it.lines.errors("outbound") == ["http status: 401 Unauthorized"]
+        assert it.lines.errors("inbound") == [
+            "connection closed due to policy rejection: explicitly denied by: ns/deny-all"
+        ]
+
+
+@pytest.mark.parametrize("like", [PLAIN, SERVER])
+def test_a_connect_that_fails_tries_the_other_endpoints(like: Workload) -> None:
+    @trio_test
+    async def main() -> None:
+        async with world() as it:
+            there = await it.echo(ip_address("127.0.1.1"))
+            endpoints = [endpoint(n, there.port, like) for n in (1, 2, 3)]
+            it.put(WEB, *endpoints)
+            await it.listen(endpoints[0])
+            for _ in range(8):
+                app = it.call(it.outbound(SOURCE), at("127.10.0.1:80"))
+                assert await ask(app) == b"hello world"
+                app.end()
+                assert await app.receive() == b""
+            await until(lambda: len(it.lines.errors("outbound")) == 8)
+
+            assert it.lines.errors("outbound") == [None] * 8
+            assert 1 <= it.metric("istio_connect_retries_total") <= 16
+            assert all(line["dst.workload"] == "web-1" for line in it.lines.complete)
+
+    main()
+
+
+@trio_test
+async def test_two_other_endpoints_are_tried_and_no_more() -> None:
+    async with world() as it:
+        it.put(WEB, *[endpoint(n, 9) for n in range(1, 7)])
+        outbound = it.outbound(SOURCE)
+        it.call(outbound, at("127.10.0.1:80"))
+        await ended(it, 1)
+
+        assert it.lines.errors() == ["io error: Connection refused (os error 111)"]
+        assert it.metric("istio_connect_retries_total") == 2
+        dialled = outbound.sockets.dialled  # type: ignore[attr-defined]
+        assert len(set(dialled)) == len(dialled) == 3
+
+
+@trio_test
+async def test_a_refusal_by_policy_is_tried_nowhere_else() -> None:
+    async with world() as it:
+        endpoints = [endpoint(n, 9, SERVER) for n in (1, 2)]
+        it.put(WEB, deny_all(), *endpoints)
+        for each in endpoints:
+            await it.listen(each)
+        it.call(it.outbound(SOURCE), at("127.10.0.1:80"))
+        await ended(it, 2)
+        assert it.lines.errors("outbound") == ["http status: 401 Unauthorized"]
+        assert it.metric("istio_connect_retries_total") == 0
+
+
+@trio_test
+async def test_a_proxy_that_cannot_reach_its_application_is_no_end() -> None:
+    async with world() as it:
+        there = await it.echo(ip_address("127.0.1.1"))
+        endpoints = [endpoint(n, there.port, SERVER) for n in (1, 2)]
+        it.put(WEB, *endpoints)
+        for each in endpoints:
+            await it.listen(each)
+        for _ in range(8):
+            app = it.call(it.outbound(SOURCE), at("127.10.0.1:80"))
+            assert await ask(app) == b"hello world"
+            app.close()
+        await until(lambda: len(it.lines.errors("outbound")) == 8)
+        assert it.metric("istio_connect_retries_total") >= 1
+
+
+@pytest.mark.parametrize("like", [PLAIN, SERVER])
+def test_an_endpoint_that_does_not_answer_leaves_time_for_another(like: Workload) -> None:
+    @trio_test(autojump=True)
+    async def main() -> None:
+        async with world() as it:
+            there = await it.echo(ip_address("127.0.1.1"))
+            endpoints = [endpoint(n, there.port, like) for n in (1, 2, 3)]
+            it.put(WEB, *endpoints)
+            await it.listen(endpoints[0])
+            it.silent |= {ip_address("127.0.1.2"), ip_address("127.0.1.3")}
+            for _ in range(8):
+                began = trio.current_time()
+                app = it.call(it.outbound(SOURCE), at("127.10.0.1:80"))
+                assert await ask(app) == b"hello world"
+                assert trio.current_time() - began < 7
+                app.close()
+            assert it.metric("istio_connect_retries_total") >= 1
+
+    main()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_where_nobody_answers_it_takes_the_connect_deadline(count: int) -> None:
+    @trio_test(autojump=True)
+    async def main() -> None:
+        async with world() as it:
+            endpoints = [endpoint(n, 80, SERVER) for n in range(1, count + 1)]
+            it.put(WEB, *endpoints)
+            it.silent |= {each.addresses[0] for each in endpoints}
+            it.call(it.outbound(SOURCE), at("127.10.0.1:80"))
+            await trio.sleep(9.9)
+            assert it.lines.complete == []
+            await trio.sleep(0.2)
+            assert it.lines.errors() == [
+                "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: "
+                "deadline has elapsed"
+            ]
+            assert int(it.lines.complete[0]["duration"].removesuffix("ms")) >= 9900
+
+    main()
+
+
+@trio_test(autojump=True)
+async def test_an_endpoint_hurried_for_others_that_are_none_gets_the_rest_of_the_time() -> None:
+    async with world() as it:
+        slow = endpoint(1, 80, SERVER)
+        useless = replace(endpoint(2, 80, SERVER), addresses=())
+        it.put(WEB, slow, useless)
+        it.silent |= {slow.addresses[0]}
+        outbound = it.outbound(SOURCE)
+        it.call(outbound, at("127.10.0.1:80"))
+        await trio.sleep(9.9)
+        assert it.lines.complete == []
+        await trio.sleep(0.2)
+        assert len(it.lines.complete) == 1
+        assert len(outbound.sockets.dialled) == 3  # type: ignore[attr-defined]
+
+
+def test_time_is_shared_among_those_that_may_be_tried() -> None:
+    @trio_test(autojump=True)
+    async def main() -> None:
+        patience = Patience(trio.current_time() + 9, 2)
+        assert patience.share(0) == pytest.approx(9)
+        assert patience.share(1) == pytest.approx(4.5)
+        assert patience.share(7) == pytest.approx(3)
+        await trio.sleep(3)
+        assert patience.one_more()
+        assert patience.share(7) == pytest.approx(3)
+        assert patience.one_more()
+        assert not patience.one_more()
+        late = Patience(trio.current_time() - 1, 2)
+        assert not late.one_more()
+        assert late.share(2) == 0
+
+    main()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "expected"),
+    [
+        (Refusal(Reason.IO, "Connection refused (os error 111)"), True),
+        (Refusal(Reason.HBONE_CONNECT_TIMEOUT, "deadline has elapsed"), True),
+        (Refusal(Reason.H2, "stream error received: refused stream"), True),
+        (Refusal(Reason.HTTP_STATUS, "503"), True),
+        (Refusal(Reason.HTTP_STATUS, "401"), False),
+        (Refusal(Reason.HTTP_STATUS, "400"), False),
+        (Refusal(Reason.IDENTITY, "none"), False),
+        (Refusal(Reason.TLS_CONFIG, "bad"), False),
+    ],
+)
+def test_what_another_endpoint_may_do_better(refusal: Refusal, expected: bool) -> None:
+    assert may_another_help(refusal) is expected
+
+
+def test_timeouts_are_told_from_refusals() -> None:
+    assert is_timeout(Refusal(Reason.HBONE_CONNECT_TIMEOUT, "deadline has elapsed"))
+    assert is_timeout(Refusal(Reason.IO, "deadline has elapsed"))
+    assert not is_timeout(Refusal(Reason.IO, os.strerror(errno.ECONNREFUSED)))
+
+
+@trio_test
+async def test_a_revoked_peer_ends_the_connection_with_that_reason() -> None:
+    async with world() as it:
+        await it.listen(SERVER)
+        there = await it.echo(SERVER.addresses[0])
+        outbound = it.outbound(SOURCE)
+        app = it.call(outbound, there)
+        assert await ask(app) == b"hello world"
+        (pooled,) = outbound.pool.pooled.values()
+        outbound.dialler.revoke(pooled.tunnel)
+        await until(lambda: len(it.lines.errors("outbound")) == 1)
+        assert it.lines.errors("outbound") == ["connection closed: peer certificate revoked by CRL"]
+
+
+@trio_test
+async def test_the_workloads_hostname_is_resolved_on_demand() -> None:
+    async with world() as it:
+        there = await it.echo(ip_address("127.0.0.44"))
+        named = replace(endpoint(1, there.port), addresses=(), hostname="db.example.com")
+        it.put(WEB, named)
+        outbound = it.outbound(SOURCE)
+        it.call(outbound, at("127.10.0.1:80"))
+        await ended(it, 1)
+        assert it.lines.errors() == [f"no ip addresses were resolved for workload: {named.uid}"]
+        it.hosts["db.example.com"] = ()
+        it.call(outbound, at("127.10.0.1:80"))
+        await ended(it, 2)
+        assert it.lines.errors()[1] == (
+            f"ip addresses were resolved for workload {named.uid}, "
+            "but valid dns response had no A/AAAA records"
+        )
+        it.hosts["db.example.com"] = (ip_address("127.0.0.44"),)
+        assert await ask(it.call(outbound, at("127.10.0.1:80"))) == b"hello world"
+        assert it.metric("istio_on_demand_dns_total") == 3
+
+
+@trio_test
+async def test_the_control_plane_is_asked_where_the_mesh_comes_on_demand() -> None:
+    async with world(ProxySettings(on_demand=True)) as it:
+        there = await it.echo(ip_address("127.0.0.88"))
+        assert await ask(it.call(it.outbound(SOURCE), there)) == b"hello world"
+        assert it.asked == ["/127.0.0.88"]
+
+
+@pytest.mark.parametrize("target", ["127.0.0.3", "127.0.0.4"])
+def test_a_connection_cancelled_anywhere_leaves_one_line_and_nothing_else(target: str) -> None:
+    worlds: list[World] = []
+
+    async def scenario() -> None:
+        async with world() as it:
+            await it.listen(SERVER)
+            there = await it.echo(ip_address(target))
+            worlds.append(it)
+            near, far = tcp_pair()
+            app = App(near)
+            try:
+                async with trio.open_nursery() as nursery:
+                    outbound = it.outbound(SOURCE, nursery)
+                    nursery.start_soon(it.carry, outbound, far, there, at("127.0.0.2:4000"))
+                    assert await ask(app) == b"hello world"
+                    app.end()
+                    assert await app.receive() == b""
+                    nursery.cancel_scope.cancel()
+            finally:
+                near.close()
+                far.close()
+
+    def check() -> None:
+        if not worlds:
+            return
+        it = worlds.pop()
+        for direction in ("outbound", "inbound"):
+            assert len(it.lines.errors(direction)) <= 1
+        if it.metric("istio_tcp_connections_opened_total"):
+            assert len(it.lines.errors("outbound")) == 1
+
+    assert cancelled_everywhere_now(scenario, check=check, autojump=False) > 20
