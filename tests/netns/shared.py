@@ -37,13 +37,21 @@ S = TypeVar("S", bound=HasLab)
 OpenScene = Callable[[], AbstractAsyncContextManager[S]]
 
 
+class Job(Generic[S]):
+    """One test handed to the scene's own task, and how it ended."""
+
+    def __init__(self, test: Callable[[S], Awaitable[None]]) -> None:
+        self.test = test
+        self.done = threading.Event()
+        self.failure: BaseException | None = None
+
+
 class Running(Generic[S]):
-    """A scene kept open in a thread."""
+    """A scene kept open in a thread. Its tests are run by the task that opened it, in that task's context."""
 
     def __init__(self, open_scene: OpenScene[S]) -> None:
         self._open = open_scene
         self._opened = threading.Event()
-        self._scene: S | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="scene", daemon=True)
 
@@ -55,15 +63,21 @@ class Running(Generic[S]):
             raise self._failure
 
     def stop(self) -> None:
-        """Close it; what goes wrong is raised here."""
-        trio.from_thread.run_sync(self._over.set, trio_token=self._token)
+        """Close it; what goes wrong, or went wrong before, is raised here."""
+        if self._thread.is_alive():
+            trio.from_thread.run_sync(self._jobs.close, trio_token=self._token)
         self._thread.join()
         if self._failure is not None:
             raise self._failure
 
     def run(self, test: Callable[[S], Awaitable[None]]) -> None:
         """Run one test in the scene."""
-        trio.from_thread.run(self._run_one, test, trio_token=self._token)
+        assert self._thread.is_alive(), "the scene has collapsed"
+        job = Job(test)
+        trio.from_thread.run_sync(self._jobs.send_nowait, job, trio_token=self._token)
+        job.done.wait()
+        if job.failure is not None:
+            raise job.failure
 
     def _run(self) -> None:
         try:
@@ -74,27 +88,36 @@ class Running(Generic[S]):
             self._opened.set()
 
     async def _main(self) -> None:
-        self._token, self._over = trio.lowlevel.current_trio_token(), trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._jobs, jobs = trio.open_memory_channel[Job[S]](1)
         with trio.fail_after(OPEN_SECONDS) as opening:
             async with self._open() as scene:
                 opening.deadline = float("inf")
-                self._scene = scene
                 self._opened.set()
-                await self._over.wait()
+                async for job in jobs:
+                    try:
+                        await run_test(scene, job.test)
+                    except trio.Cancelled:
+                        job.failure = AssertionError("the scene has collapsed")
+                        raise
+                    except BaseException as error:  # noqa: BLE001  handed to the thread that waits
+                        job.failure = error
+                    finally:
+                        job.done.set()
 
-    async def _run_one(self, test: Callable[[S], Awaitable[None]]) -> None:
-        scene = self._scene
-        assert scene is not None
-        marks = {name: node.log.mark() for name, node in scene.lab.nodes.items()}
-        try:
-            with trio.fail_after(TEST_SECONDS):
-                await test(scene)
-            check_proxies(scene.lab, marks)
-        except BaseException:
-            for name, node in scene.lab.nodes.items():
-                print(f"--- {name}")  # noqa: T201
-                print("\n".join(node.log.raw(marks.get(name, 0))[-_TAIL_LINES:]))  # noqa: T201
-            raise
+
+async def run_test(scene: S, test: Callable[[S], Awaitable[None]]) -> None:
+    """One test, with what has to hold after every test; one that fails shows what the proxies wrote."""
+    marks = {name: node.log.mark() for name, node in scene.lab.nodes.items()}
+    try:
+        with trio.fail_after(TEST_SECONDS):
+            await test(scene)
+        check_proxies(scene.lab, marks)
+    except BaseException:
+        for name, node in scene.lab.nodes.items():
+            print(f"--- {name}")  # noqa: T201
+            print("\n".join(node.log.raw(marks.get(name, 0))[-_TAIL_LINES:]))  # noqa: T201
+        raise
 
 
 def check_proxies(lab: Lab, marks: Mapping[str, int]) -> None:

@@ -95,7 +95,7 @@ class HboneServer:
     handler: Serve
     connects: list[Connect] = field(default_factory=list)
     _contexts: TlsContexts = field(default_factory=TlsContexts)
-    _engine: Engine = field(default_factory=lambda: Engine(use_instrument=False))
+    _engine: Engine = field(default_factory=lambda: Engine(in_front=False))
 
     async def run(
         self, port: int = HBONE_PORT, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -167,7 +167,7 @@ async def open_tunnel(
     tls: ssl.SSLSocket
     tls, _ = await connect_tls(sock, certificate, expected, contexts=TlsContexts())
     async with trio.open_nursery() as nursery:
-        engine = Engine(use_instrument=False)
+        engine = Engine(in_front=False)
         await nursery.start(engine.run)
         tunnel = ClientTunnel(engine, tls, TunnelSettings())
         await nursery.start(tunnel.run)
