@@ -199,3 +199,28 @@ def report(
         f"failures seen: {Counter(one.error for one in failed)}",
     ]
     print("\n".join(figures))  # noqa: T201
+
+
+@with_lab(LabSettings(watch_wire=False), seconds=90)
+async def test_an_endpoint_that_vanishes_without_a_word_costs_time_but_no_connection(lab: Lab) -> None:
+    churn = Churn(lab)
+    client = await lab.add_pod("client", node="node-1")
+    await lab.add_service("web", ports={80: APP_PORT})
+    await lab.start()
+    for _ in range(ENDPOINTS):
+        churn.now.append(await churn.begin())
+    target = lab.address_of("web")
+    for _ in range(10 * ENDPOINTS):  # a tunnel to each
+        await churn.connect(client, target)
+
+    await lab.fabric.unplug(churn.now[0].pod.host)
+    del lab.pods[churn.now[0].pod.name]
+    async with trio.open_nursery() as nursery:
+        for _ in range(10 * ENDPOINTS):
+            nursery.start_soon(churn.connect, client, target)
+            await trio.sleep(0.05)
+
+    assert [one for one in churn.outcomes if one.error] == []
+    vanished = str(churn.now[0].pod.identity)
+    assert vanished in {one.told for one in churn.outcomes[: 10 * ENDPOINTS]}
+    assert max(one.seconds for one in churn.outcomes) < 10

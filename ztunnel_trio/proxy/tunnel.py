@@ -63,6 +63,8 @@ class TunnelSettings:
     assumed_peer_streams: int = 100  # POOL_MAX_STREAMS_PER_CONNECTION, until the peer's SETTINGS say
     ping_interval_seconds: float = 10.0
     ping_timeout_seconds: float = 20.0
+    doubt_seconds: float = 1.0  # a CONNECT unanswered for so long has the peer asked whether it lives
+    proof_seconds: float = 2.0  # and for so long it has to say anything at all
     goodbye_seconds: float = 1.0  # how long a closed tunnel waits for the peer to close, too
 
 
@@ -132,6 +134,7 @@ class Tunnel:
         self._read_wants_write = False
         self._hanging_up = False
         self._asked_again = False
+        self._heard = 0  # reads that brought something
         self._state = _State.OPEN
         self._says_last_word = False
         self._peer_last: int | None = None  # what the peer's GOAWAY named
@@ -409,6 +412,7 @@ class Tunnel:
 
     def _receive(self, view: memoryview) -> None:
         resumed: list[int] = []
+        self._heard += 1
         try:
             events = self.core.receive(view)
         except PeerBrokeProtocol as error:
@@ -550,13 +554,36 @@ class ClientTunnel(Tunnel):
         answer = stream.expect_answer(self.engine)
         self.flush()
         try:
-            await answer.wait()
+            with trio.move_on_after(self.settings.doubt_seconds) as doubt:
+                await answer.wait()
+            if doubt.cancelled_caught:
+                await self._outlast_doubt(answer)
         except BaseException:
             stream.close()
             raise
         if stream.status == 0:
             raise H2Failed(stream.no_answer_text())
         return stream
+
+    async def _outlast_doubt(self, answer: Once) -> None:
+        """Wait for an answer that is late, for as long as the peer shows that it lives.
+
+        A peer that has gone without a word would else hold the application up until the keepalive finds
+        out. Its other streams are left to that: a peer may also be too busy.
+
+        Raises:
+            H2Failed: nothing came.
+        """
+        while True:
+            heard = self._heard
+            self.core.ping(_PING)
+            self.flush()
+            with trio.move_on_after(self.settings.proof_seconds) as waiting:
+                await answer.wait()
+            if not waiting.cancelled_caught:
+                return
+            if self._heard == heard:
+                raise H2Failed("ping timeout")
 
     def release_when_idle(self) -> None:
         """Nobody will open streams any more: after the last one GOAWAY(0, NO_ERROR) and an orderly close."""

@@ -384,6 +384,39 @@ async def test_a_silent_peer_is_noticed_by_both_roles() -> None:
             nursery.cancel_scope.cancel()
 
 
+@trio_test(autojump=True)
+async def test_a_connect_on_a_tunnel_whose_peer_is_gone_fails_before_the_keepalive_does() -> None:
+    async with trio.open_nursery() as nursery:
+        engine = Engine()
+        await nursery.start(engine.run)
+        near, far = await tls_pair()
+        with far:
+            tunnel = ClientTunnel(engine, near, TunnelSettings())
+            await nursery.start(tunnel.run)
+            began = trio.current_time()
+
+            with pytest.raises(H2Failed, match="ping timeout"):
+                await tunnel.open(HostPort("one", 80), [])
+
+            assert 3 <= trio.current_time() - began <= 4
+            assert not tunnel.ended.is_set()
+            nursery.cancel_scope.cancel()
+
+
+@trio_test(seconds=10)
+async def test_a_late_answer_of_a_peer_that_lives_is_waited_for() -> None:
+    async def serve_late(request: TunnelRequest) -> None:
+        await trio.sleep(0.5)
+        request.accept([])
+
+    settings = TunnelSettings(doubt_seconds=0.05, proof_seconds=0.1)
+    async with two_hops(settings, serve=serve_late) as hops:
+        stream = await hops.client.open(HostPort("one", 80), [])
+
+        assert stream.status == 200
+        stream.close()
+
+
 async def never_asked(request: TunnelRequest) -> None:
     raise AssertionError
 
