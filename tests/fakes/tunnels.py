@@ -199,6 +199,7 @@ class TwoHops:
         """Close what the applications left open."""
         for sock in (*self._apps, *self._destinations.values()):
             sock.close()
+        self._destinations.clear()  # a request that comes now is refused
 
     async def result(self, name: str) -> str | None:
         """The relay's text, once it has ended."""

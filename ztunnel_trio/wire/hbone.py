@@ -1,12 +1,12 @@
 """HBONE: HTTP/2 CONNECT tunnels over one connection, both roles, without I/O.
 
-h2 keeps the book of everything rare: preface, SETTINGS, HEADERS with their compression, RST_STREAM, PING.
-DATA, WINDOW_UPDATE and GOAWAY never reach it, because payload is handed up as views of the reader's buffer
-and h2 forgets all streams at the first GOAWAY. So the windows are ours in both directions, and with them
-every check h2 would have made on those frames.
+Streams are ours: their states, windows and header blocks, with every check of RFC 9113 on them, because
+payload is handed up as views of the reader's buffer and a stream has to cost microseconds. hpack compresses,
+`wire.connect_fields` reads the fields. h2 keeps the book of what belongs to the connection and is rare:
+SETTINGS and PING.
 
 *Receiving.* `receive` walks a buffer of any cut. A DATA payload is passed on piece by piece as it comes,
-never gathered; any other frame is gathered and then handed to h2 whole. What the peer did wrong to one
+never gathered; any other frame is gathered whole. What the peer did wrong to one
 stream is answered with RST_STREAM and told as `StreamFailed`; what it did wrong to the connection raises
 `PeerBrokeProtocol` with the code of RFC 9113 7, the GOAWAY already in `outgoing`.
 
@@ -66,7 +66,6 @@ _GOAWAY = struct.Struct(">II")
 _RECENT = 16  # closed streams whose late frames are still understood
 _CONTROL_FRAME_LIMIT = 16_384  # SETTINGS, PING and the like: nobody needs more
 _TABLE_BYTES = 4096  # what our encoder remembers, whatever the peer offers
-_NEVER_REPEATED = frozenset((b"traceparent", b"forwarded"))  # not worth a place in the table
 _DRAIN_PING = b"drain\0\0\0"
 
 
@@ -92,7 +91,8 @@ _DATA, _HEADERS, _RST, _SETTINGS = (
 _PUSH, _PING, _GO = int(_Kind.PUSH_PROMISE), int(_Kind.PING), int(_Kind.GOAWAY)
 _WINDOW, _CONTINUATION = int(_Kind.WINDOW_UPDATE), int(_Kind.CONTINUATION)
 _FIXED_LENGTH = {int(_Kind.PRIORITY): 5, _RST: 4, _PING: 8, _WINDOW: 4}  # RFC 9113 6.3, 6.4, 6.7, 6.9
-_END_STREAM, _ACK, _END_HEADERS, _PADDED = 1, 1, 4, 8
+_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 1, 1, 4, 8, 32
+_CONTINUATIONS = 64  # frames of one header block, however small (CVE-2024-27316)
 
 
 class _Stream:
@@ -145,6 +145,9 @@ class HboneConnection:
         self._body_stream_id = 0  # 0: nobody wants the payload
         self._block_stream_id = 0  # in the middle of a header block of this stream
         self._block_bytes = 0
+        self._block_frames = 0
+        self._block = b""  # what has come of it
+        self._block_ends_stream = False
         self._in_body = False
         self._connection_receive = settings.connection_window
         self._connection_owed = 0
@@ -245,8 +248,7 @@ class HboneConnection:
         if stream is None or stream.local_ended:
             return
         stream.local_ended = True
-        self._h2.end_stream(stream_id)
-        self._out += self._h2.data_to_send()
+        self._out += _HEADER.pack(0, 0, _DATA, _END_STREAM, stream_id)
         if stream.remote_ended:
             self._forget(stream_id, lingers=True)
 
@@ -504,8 +506,6 @@ class HboneConnection:
         if stream.expected > 0:
             self._fail(stream_id, ErrorCode.PROTOCOL_ERROR, events)
             return
-        if stream.expected < 0:  # h2 would miss the payload that a content-length promised
-            self._feed(_HEADER.pack(0, 0, _DATA, _END_STREAM, stream_id))
         stream.remote_ended = True
         events.append(StreamEnded(stream_id))
         if stream.local_ended:
@@ -612,7 +612,6 @@ class HboneConnection:
             raise PeerBrokeProtocol("RST_STREAM on an idle stream", ErrorCode.PROTOCOL_ERROR)
         if stream_id not in self._streams:
             return
-        self._feed(frame)
         if stream_id in self._unserved:
             self._reset_unserved += 1
             if self._reset_unserved > self._settings.max_resets_before_service:  # CVE-2023-44487
@@ -624,61 +623,69 @@ class HboneConnection:
 
     def _headers(self, kind: int, flags: int, stream_id: int, frame: bytes, events: list[Event]) -> None:
         if kind == _HEADERS:
-            stream = self._streams.get(stream_id)
-            if stream is None and self._is_client:
-                if stream_id == 0 or self._is_idle(stream_id):
-                    raise PeerBrokeProtocol("HEADERS on an idle stream", ErrorCode.PROTOCOL_ERROR)
-            elif stream is None and (
-                stream_id % 2 == 0 or (stream_id <= self._highest and stream_id not in self._recent)
-            ):
-                raise PeerBrokeProtocol("a stream id that does not increase", ErrorCode.PROTOCOL_ERROR)
-            self._block_trailing_open = (
-                stream is not None and not flags & _END_STREAM and (stream.answered or not self._is_client)
-            )
-            if (
-                self._block_trailing_open
-            ):  # h2 would end the connection; END_STREAM keeps it a matter of the stream
-                frame = frame[:4] + bytes((flags | _END_STREAM,)) + frame[5:]
+            self._check_new_block(stream_id)
+            fragment = _fragment(flags, stream_id, frame)
+            self._block_ends_stream = bool(flags & _END_STREAM)
         elif not self._block_stream_id:
             raise PeerBrokeProtocol("CONTINUATION of nothing", ErrorCode.PROTOCOL_ERROR)
-        self._block_bytes += len(frame) - HEADER_BYTES
-        self._block_stream_id = 0 if flags & _END_HEADERS else stream_id
-        heard = self._feed(frame)
-        if self._block_stream_id:
+        else:
+            self._block_frames += 1
+            if self._block_frames > _CONTINUATIONS:
+                raise PeerBrokeProtocol("a header block in too many pieces", ErrorCode.ENHANCE_YOUR_CALM)
+            fragment = self._block + frame[HEADER_BYTES:]
+        if not flags & _END_HEADERS:
+            self._block_bytes += len(frame) - HEADER_BYTES
+            self._block_stream_id, self._block = stream_id, fragment
             return
-        self._block_bytes = 0
-        if self._is_client and stream_id not in self._streams:  # late: compression is all that mattered
-            return
-        for event in heard:
-            if isinstance(event, h2.events.RequestReceived):
-                self._request_received(stream_id, event, events)
-            elif isinstance(event, h2.events.ResponseReceived):
-                self._answer_received(stream_id, event, events)
-            elif isinstance(event, h2.events.InformationalResponseReceived):
-                pass
-            elif isinstance(event, h2.events.TrailersReceived):
-                if stream_id in self._streams:
-                    self._trailers_received(stream_id, event, events)
-                else:  # h2 was not told of the end, see _peer_ended
-                    self._put(_RST, 0, stream_id, _WORD.pack(ErrorCode.STREAM_CLOSED))
-            elif isinstance(event, h2.events.StreamReset) and stream_id in self._streams:
-                self._count_error()  # HEADERS after END_STREAM: h2 has answered STREAM_CLOSED
-                self._forget(stream_id, we_reset=True)
-                events.append(StreamFailed(stream_id, ErrorCode.STREAM_CLOSED))
+        self._block_stream_id = self._block_bytes = self._block_frames = 0
+        self._block = b""
+        self._block_received(stream_id, self._decode(fragment), events)
 
-    _block_trailing_open = False  # the block under way is a second one that does not end its stream
+    def _check_new_block(self, stream_id: int) -> None:
+        if stream_id in self._streams:
+            return
+        if self._is_client:
+            if stream_id == 0 or self._is_idle(stream_id):
+                raise PeerBrokeProtocol("HEADERS on an idle stream", ErrorCode.PROTOCOL_ERROR)
+        elif stream_id % 2 == 0 or (stream_id <= self._highest and stream_id not in self._recent):
+            raise PeerBrokeProtocol("a stream id that does not increase", ErrorCode.PROTOCOL_ERROR)
+
+    def _decode(self, block: bytes) -> list[Field]:
+        try:
+            return list(self._h2.decoder.decode(block, raw=True))
+        except hpack.OversizedHeaderListError as error:
+            raise PeerBrokeProtocol(str(error), ErrorCode.ENHANCE_YOUR_CALM) from error
+        except hpack.HPACKError as error:  # RFC 9113 4.3
+            raise PeerBrokeProtocol(str(error), ErrorCode.COMPRESSION_ERROR) from error
+
+    def _block_received(self, stream_id: int, fields: list[Field], events: list[Event]) -> None:
+        """What a header block is: a request, an answer, trailers, or nothing any more."""
+        stream = self._streams.get(stream_id)
+        ends = self._block_ends_stream
+        if stream is None:
+            if self._is_client:
+                return  # late: compression is all that mattered
+            if stream_id > self._highest:
+                self._request_received(stream_id, fields, ends, events)
+            else:
+                self._count_error()
+                self._put(_RST, 0, stream_id, _WORD.pack(ErrorCode.STREAM_CLOSED))
+        elif stream.remote_ended:
+            self._fail(stream_id, ErrorCode.STREAM_CLOSED, events)
+        elif self._is_client and not stream.answered:
+            self._answer_received(stream_id, fields, ends, events)
+        else:
+            self._trailers_received(stream_id, fields, ends, events)
 
     def _request_received(
-        self, stream_id: int, heard: h2.events.RequestReceived, events: list[Event]
+        self, stream_id: int, fields: list[Field], ended: bool, events: list[Event]
     ) -> None:
         self._highest = stream_id
-        ended = heard.stream_ended is not None
         stream = self._streams[stream_id] = _Stream(self._peer_window, self._settings.stream_window)
         stream.remote_ended = ended
         if stream_id > self._goaway_last or len(self._streams) > self._settings.max_streams:
             self._close(stream_id, ErrorCode.REFUSED_STREAM)
             return
-        fields: list[Field] = heard.headers
         if list_size(fields) > self._settings.header_list_size:
             self._count_error()
             self._send_headers(stream_id, [(b":status", b"431")], end=True)
@@ -698,38 +705,38 @@ class HboneConnection:
         if ended:
             events.append(StreamEnded(stream_id))
 
-    def _answer_received(
-        self, stream_id: int, heard: h2.events.ResponseReceived, events: list[Event]
-    ) -> None:
+    def _answer_received(self, stream_id: int, fields: list[Field], ended: bool, events: list[Event]) -> None:
         stream = self._streams[stream_id]
-        stream.answered = True
-        fields: list[Field] = heard.headers
         try:
             answer = read_answer(fields)
         except PeerBrokeProtocol:
             self._fail(stream_id, ErrorCode.PROTOCOL_ERROR, events)
             return
-        if "content-length" in answer.headers and not heard.stream_ended:
+        if answer.status < 200:  # informational; it cannot end a stream (RFC 9113 8.1)
+            if ended:
+                self._fail(stream_id, ErrorCode.PROTOCOL_ERROR, events)
+            return
+        stream.answered = True
+        if "content-length" in answer.headers and not ended:
             length = answer.headers["content-length"][0]
             stream.expected = int(length) if length.isdigit() else 0
         events.append(TunnelAnswered(stream_id, answer.status, answer.headers))
-        if heard.stream_ended is not None:
+        if ended:
             stream.expected = -1
             self._ended_by_headers(stream_id, events)
 
     def _trailers_received(
-        self, stream_id: int, heard: h2.events.TrailersReceived, events: list[Event]
+        self, stream_id: int, fields: list[Field], ended: bool, events: list[Event]
     ) -> None:
-        fields: list[Field] = heard.headers
         try:
             check_trailers(fields)
         except PeerBrokeProtocol:
             self._fail(stream_id, ErrorCode.PROTOCOL_ERROR, events)
             return
-        if self._block_trailing_open:
-            self._fail(stream_id, ErrorCode.PROTOCOL_ERROR, events)
-        else:
+        if ended:
             self._ended_by_headers(stream_id, events)
+        else:
+            self._fail(stream_id, ErrorCode.PROTOCOL_ERROR, events)
 
     def _ended_by_headers(self, stream_id: int, events: list[Event]) -> None:
         stream = self._streams[stream_id]
@@ -753,12 +760,13 @@ class HboneConnection:
         return heard
 
     def _send_headers(self, stream_id: int, fields: Sequence[Field], *, end: bool = False) -> None:
-        marked = [
-            hpack.NeverIndexedHeaderTuple(*field) if field[0] in _NEVER_REPEATED else field
-            for field in fields
-        ]
-        self._h2.send_headers(stream_id, marked, end_stream=end)
-        self._out += self._h2.data_to_send()
+        block = self._h2.encoder.encode_fields(fields)
+        flags = _END_STREAM if end else 0
+        kind, most = _HEADERS, self.peer_frame_size
+        while len(block) > most:
+            self._put(kind, flags, stream_id, block[:most])
+            kind, flags, block = _CONTINUATION, 0, block[most:]
+        self._put(kind, flags | _END_HEADERS, stream_id, block)
 
     def _fail(self, stream_id: int, code: ErrorCode, events: list[Event]) -> None:
         """A stream error of the peer's (RFC 9113 5.4.2)."""
@@ -775,10 +783,6 @@ class HboneConnection:
         """Forget a stream, with RST_STREAM unless it ended both ways (code None)."""
         if code is not None:
             self._put(_RST, 0, stream_id, _WORD.pack(code))
-            state = self._h2.streams.get(stream_id)
-            if state is not None and not state.closed:
-                self._h2.reset_stream(stream_id, code)
-                self._h2.clear_outbound_data_buffer()
         self._forget(stream_id, we_reset=code is not None)
 
     def _forget(self, stream_id: int, *, we_reset: bool = False, lingers: bool = False) -> None:
@@ -793,10 +797,10 @@ class HboneConnection:
         if len(self._recent) > _RECENT:
             oldest = next(iter(self._recent))
             del self._recent[oldest]
-            self._h2.streams.pop(oldest, None)
 
     def _put(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        self._out += _HEADER.pack(0, len(payload), kind, flags, stream_id)
+        length = len(payload)
+        self._out += _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id)
         self._out += payload
 
     def _write_preface(self) -> None:
@@ -812,3 +816,22 @@ class HboneConnection:
         more = ours.connection_window - DEFAULT_WINDOW
         if more > 0:
             self._put(_WINDOW, 0, 0, _WORD.pack(more))
+
+
+def _fragment(flags: int, stream_id: int, frame: bytes) -> bytes:
+    """The piece of a header block in a HEADERS frame, without padding and priority (RFC 9113 6.2)."""
+    start, end = HEADER_BYTES, len(frame)
+    if flags & (_PADDED | _PRIORITY):
+        needed = (1 if flags & _PADDED else 0) + (5 if flags & _PRIORITY else 0)
+        if end - start < needed:
+            raise PeerBrokeProtocol("HEADERS too short for their flags", ErrorCode.FRAME_SIZE_ERROR)
+        if flags & _PADDED:
+            end -= frame[start]
+            start += 1
+        if flags & _PRIORITY:
+            if _WORD.unpack_from(frame, start)[0] & LARGEST_STREAM_ID == stream_id:
+                raise PeerBrokeProtocol("a stream that depends on itself", ErrorCode.PROTOCOL_ERROR)
+            start += 5
+        if end < start:
+            raise PeerBrokeProtocol("padding longer than the frame", ErrorCode.PROTOCOL_ERROR)
+    return frame[start:end]

@@ -1,4 +1,4 @@
-"""h2 as the book of an HBONE connection: what it is told to check, to remember and to leave alone."""
+"""What HBONE takes from h2 and hpack: the book of SETTINGS and PING, and a cheap HPACK encoder."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,12 +30,7 @@ class HboneSettings:
     max_control_backlog: int = 65_536
 
 
-_Encodable = (  # what hpack.Encoder.encode takes
-    Iterable[
-        hpack.HeaderTuple | tuple[bytes | str, bytes | str] | tuple[bytes | str, bytes | str, bool | None]
-    ]
-    | dict[bytes | str, bytes | str]
-)
+_NEVER_REPEATED = frozenset((b"traceparent", b"forwarded"))  # not worth a place in the table
 
 
 class PlainEncoder(hpack.Encoder):
@@ -51,26 +46,31 @@ class PlainEncoder(hpack.Encoder):
         self._newest: tuple[bytes, bytes] | None = None  # what the table was when that was so
         self._entries = 0
 
-    def encode(self, headers: "_Encodable", huffman: bool = False) -> bytes:
-        """See hpack."""
-        return super().encode(headers, huffman)
+    def encode_fields(self, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """A header block."""
+        # Announces a change of the table's size (RFC 7541 4.2), and nothing else.
+        pieces = [super().encode((), False)] if self.header_table.resized else []
+        known = self._still_known()
+        for field in fields:
+            if field[0] in _NEVER_REPEATED:
+                pieces.append(never_indexed(*field))
+                continue
+            encoded = known.get(field)
+            if encoded is None:
+                encoded = super().add(field, False, False)
+                known = self._still_known()
+                if len(encoded) <= 2:  # an index alone (RFC 7541 6.1): the table was left as it was
+                    known[field] = encoded
+            pieces.append(encoded)
+        return b"".join(pieces)
 
-    def add(self, to_add: tuple[bytes, bytes], sensitive: bool, huffman: bool = False) -> bytes:
-        """See hpack."""
-        if sensitive:
-            return never_indexed(*to_add)
+    def _still_known(self) -> dict[tuple[bytes, bytes], bytes]:
         table = self.header_table.dynamic_entries
         newest = table[0] if table else None
         if newest is not self._newest or len(table) != self._entries:  # every insertion moves the indices
             self._known.clear()
             self._newest, self._entries = newest, len(table)
-        known = self._known.get(to_add)
-        if known is not None:
-            return known
-        encoded = super().add(to_add, sensitive, huffman)
-        if len(encoded) <= 2:  # an index alone (RFC 7541 6.1): the table was left as it was
-            self._known[to_add] = encoded
-        return encoded
+        return self._known
 
 
 def never_indexed(name: bytes, value: bytes) -> bytes:
@@ -82,15 +82,13 @@ def never_indexed(name: bytes, value: bytes) -> bytes:
 
 
 class Book(h2.connection.H2Connection):
-    """h2 with the counting of streams taken over: ours does not walk all of them at every request."""
+    """h2 without streams."""
 
-    @property
-    def open_inbound_streams(self) -> int:
-        return 0
+    encoder: PlainEncoder
 
-    @property
-    def open_outbound_streams(self) -> int:
-        return 0
+    def __init__(self, config: h2.config.H2Configuration) -> None:
+        super().__init__(config)
+        self.encoder = PlainEncoder()
 
 
 def make_book(settings: HboneSettings) -> Book:
@@ -118,7 +116,6 @@ def make_book(settings: HboneSettings) -> Book:
     )
     book.max_inbound_frame_size = settings.frame_size
     book.decoder.max_header_list_size = HEADER_BLOCK_FACTOR * settings.header_list_size
-    book.encoder = PlainEncoder()
     book.initiate_connection()
     book.clear_outbound_data_buffer()
     if not settings.is_client:

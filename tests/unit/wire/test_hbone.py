@@ -570,6 +570,15 @@ FATAL: list[tuple[str, bytes, ErrorCode]] = [
     ("GOAWAY on a stream", frame(GOAWAY, 0, 1, bytes(8)), ErrorCode.PROTOCOL_ERROR),
     ("GOAWAY of four", frame(GOAWAY, 0, 0, bytes(4)), ErrorCode.FRAME_SIZE_ERROR),
     ("PRIORITY on itself", frame(PRIORITY, 0, 1, b"\0\0\0\1\0"), ErrorCode.PROTOCOL_ERROR),
+    ("HEADERS on itself", frame(HEADERS, 0x24, 3, b"\0\0\0\3\0\x82"), ErrorCode.PROTOCOL_ERROR),
+    ("HEADERS without its priority", frame(HEADERS, 0x24, 3, b"\0\0\0\1"), ErrorCode.FRAME_SIZE_ERROR),
+    ("HEADERS without its pad length", frame(HEADERS, 0x0C, 3), ErrorCode.FRAME_SIZE_ERROR),
+    ("HEADERS of padding", frame(HEADERS, 0x0C, 3, b"\4\x82"), ErrorCode.PROTOCOL_ERROR),
+    (
+        "a header block in 66 pieces",
+        frame(HEADERS, 0, 3) + 65 * frame(CONTINUATION, 0, 3),
+        ErrorCode.ENHANCE_YOUR_CALM,
+    ),
     ("a control frame of 1 MiB", b"\x10\0\0\x04\0\0\0\0\0", ErrorCode.ENHANCE_YOUR_CALM),
     (
         "a header block without end",
@@ -688,7 +697,43 @@ def test_questions_whose_answers_nobody_takes_are_limited(question: bytes) -> No
     assert caught.value.code == ErrorCode.ENHANCE_YOUR_CALM
 
 
-def test_h2_remembers_few_closed_streams() -> None:
+def test_header_blocks_longer_than_a_frame_are_continued() -> None:
+    client, server = joined()
+    value = b"b" * 16_000
+    client.peer_frame_size = 6000
+    client.open_stream("h:1", [(b"baggage", value)])
+    out = client.outgoing()
+
+    assert [(kind, flags) for kind, flags, _, _ in frames(out)] == [
+        (HEADERS, 0),
+        (CONTINUATION, 0),
+        (CONTINUATION, 4),
+    ]
+    [asked] = server.receive(memoryview(out))
+    assert isinstance(asked, TunnelRequested)
+    assert asked.headers["baggage"] == [value.decode()]
+
+
+def test_padding_and_priority_of_headers_mean_nothing() -> None:
+    peer = Peer()
+    block = hpack.Encoder().encode(CONNECT)
+    [asked] = peer.say(frame(HEADERS, 0x2C, 1, b"\3\0\0\0\0\x10" + block + b"pad"))
+
+    assert isinstance(asked, TunnelRequested)
+
+
+def test_an_informational_answer_cannot_end_a_stream() -> None:
+    client, server = joined()
+    client.open_stream("h:1", [])
+    exchange(client, server)
+    block = server._h2.encoder.encode_fields([(b":status", b"100")])
+
+    assert client.receive(memoryview(frame(HEADERS, 5, 1, block))) == [
+        StreamFailed(1, ErrorCode.PROTOCOL_ERROR)
+    ]
+
+
+def test_few_closed_streams_are_remembered() -> None:
     client, server = joined()
     for _ in range(200):
         stream_id = client.open_stream("h:1", [])
@@ -699,9 +744,9 @@ def test_h2_remembers_few_closed_streams() -> None:
         server.end(stream_id)
         exchange(client, server)
 
-    assert len(client._h2.streams) <= 17
-    assert len(server._h2.streams) <= 17
-    assert len(server._h2._closed_streams) == 0
+    for core in (client, server):
+        assert len(core._recent) <= 16
+        assert not core._h2.streams
 
 
 # -- the end
