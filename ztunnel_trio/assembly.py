@@ -3,10 +3,11 @@
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -35,7 +36,7 @@ from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.control.local_mesh import LocalMesh, LocalSource, static_document
 from ztunnel_trio.decide.answer import NameSettings
 from ztunnel_trio.dns import server as dns_server
-from ztunnel_trio.dns.forward import Forwarder
+from ztunnel_trio.dns.forward import Budget, Forwarder
 from ztunnel_trio.dns.host_resolver import HostResolver
 from ztunnel_trio.dns.resolv_conf import parse_hosts
 from ztunnel_trio.dns.server import DnsServer, DnsSettings
@@ -61,6 +62,8 @@ from ztunnel_trio.wire.ads import NodeFacts
 
 signal_log = get_logger("signal")
 
+DNS_IN_FLIGHT: Final = 4096  # sixteen pods at their own limit; a query holds up to a socket a server
+
 
 @dataclass(slots=True, eq=False)
 class Parts:
@@ -81,6 +84,7 @@ class Parts:
     mesh_arrived: trio.Event
     servers: list[HttpServer]
     house: House | None = None  # once its nursery is open
+    queries: Budget = field(default_factory=lambda: Budget(DNS_IN_FLIGHT))  # forwarded, of all pods together
 
 
 def build(config: Config, about: BuildInfo) -> Parts:
@@ -185,6 +189,7 @@ def make_dns_server(parts: Parts, sockets: SocketFactory, info: WorkloadInfo) ->
         settings=DnsSettings(names=names),
         metrics=parts.metrics,
         rng=parts.rng,
+        budget=parts.queries,
     )
 
 
