@@ -1,10 +1,15 @@
-"""Queries a second and latency of the DNS server, beside a stock one: mesh names and forwarded names.
+"""Queries a second and latency of the DNS server, beside a stock one: mesh names and forwarded names. Then
+what questions cost everybody else on the node.
 
     python -m tests.benchmarks.dns [--dnsmasq PATH] [--seconds 2]
 
 Servers are child processes, the load generator is this one. Ours has `SERVICES` services in its mesh, dnsmasq
 the same names as host records and no cache, so that both ask the same upstream for every forwarded query.
 `per core` divides the answers by the CPU the server used.
+
+The second part needs root: a lab of one node, three captured pods. Between two of them one connection
+exchanges `MESSAGE_BYTES` back and forth through the proxy, while the third asks nothing, and then
+`LIVE_QUERIES` questions a second. Quiet and busy stretches alternate, so that both see the same machine.
 """
 
 import argparse
@@ -19,7 +24,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 import dns.message
@@ -30,6 +36,10 @@ from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.dns.forward import Forwarder
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.dns.server import DnsServer, DnsSettings, bind
+from ztunnel_trio.lab import resources
+from ztunnel_trio.lab.hosts import Host
+from ztunnel_trio.lab.mesh import LabSettings, open_lab
+from ztunnel_trio.lab.privilege import missing_capabilities
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.observe.metrics import Metrics
@@ -38,6 +48,10 @@ from ztunnel_trio.supervise.drain import Drain
 LOOPBACK = IPv4Address("127.0.0.1")
 SERVICES = 1000
 OUTSTANDING = 32
+MESSAGE_BYTES, ECHO_PORT = 100, 8080
+CAPTURED_RESOLVER = "10.96.0.10"
+LIVE_QUERIES = 2000
+STRETCHES = 3
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -206,6 +220,95 @@ def latency(sock: socket.socket, queries: Iterator[bytes], seconds: float) -> tu
     return statistics.median(times), statistics.quantiles(times, n=100)[98]
 
 
+@dataclass
+class Stretch:
+    """Round trips while so many questions a second were asked; how many were answered."""
+
+    times: list[float] = field(default_factory=list)
+    answered: int = 0
+
+    def __str__(self) -> str:
+        cuts = statistics.quantiles(self.times, n=100)
+        return f"p50 {cuts[49] * 1e6:5.0f} us  p99 {cuts[98] * 1e6:5.0f} us"
+
+
+def echo(host: Host) -> None:
+    with host.listener(ECHO_PORT) as listener:
+        while True:
+            sock, _ = listener.accept()
+            with sock:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while data := sock.recv(MESSAGE_BYTES):
+                    sock.sendall(data)
+
+
+def ask_steadily(host: Host, rate: float, report: int) -> None:
+    """Ask at an even pace from a pod; every answer is a byte on the descriptor `report`."""
+    queries = mesh_queries()
+    with host.make_socket(kind=socket.SOCK_DGRAM) as sock:
+        sock.connect((CAPTURED_RESOLVER, 53))
+        sock.setblocking(False)
+        began, asked = time.perf_counter(), 0
+        while True:
+            due = int((time.perf_counter() - began) * rate)
+            for _ in range(due - asked):
+                sock.send(next(queries))
+            asked = due
+            with suppress(BlockingIOError):
+                while sock.recv(4096):
+                    os.write(report, b".")
+            time.sleep(0.001)
+
+
+def exchange(host: Host, target: SocketAddress, seconds: float) -> list[float]:
+    """The times of round trips on one connection."""
+    times: list[float] = []
+    message = bytes(MESSAGE_BYTES)
+    with host.make_socket() as sock:
+        sock.connect((str(target.ip), target.port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end:
+            sock.sendall(message)
+            received = 0
+            while received < MESSAGE_BYTES:
+                received += len(sock.recv(MESSAGE_BYTES))
+            times.append(time.perf_counter() - began)
+    return times
+
+
+async def live_traffic(seconds: float) -> None:
+    """Round trips through the proxy on a node where nobody asks, and where somebody asks a lot."""
+    async with open_lab(LabSettings(nodes=("node-1",), watch_wire=False)) as lab:
+        client, server, asker = [await lab.add_pod(name, node="node-1") for name in ("a", "b", "asker")]
+        names = [
+            resources.service(service_name(n), namespace="ns1", addresses=[service_address(n)])
+            for n in range(SERVICES)
+        ]
+        await lab.push(*names)
+        await lab.start()
+        quiet, busy = Stretch(), Stretch()
+        target = SocketAddress(server.ip, ECHO_PORT)
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        with forked(lambda: echo(server.host)):
+            await trio.sleep(0.2)
+            for _ in range(STRETCHES):
+                quiet.times += await trio.to_thread.run_sync(exchange, client.host, target, seconds)
+                with forked(lambda: ask_steadily(asker.host, LIVE_QUERIES, write)):
+                    await trio.sleep(0.3)
+                    with suppress(BlockingIOError):
+                        os.read(read, 1 << 20)
+                    busy.times += await trio.to_thread.run_sync(exchange, client.host, target, seconds)
+                with suppress(BlockingIOError):
+                    busy.answered += len(os.read(read, 1 << 20))
+        os.close(read)
+        os.close(write)
+        rate = busy.answered / (STRETCHES * seconds)
+        sys.stdout.write(f"round trip, nobody asks        {quiet}\n")
+        sys.stdout.write(f"round trip, {rate:5.0f} queries/s    {busy}\n")
+
+
 def main(path: str | None, seconds: float) -> None:
     upstream, ours, stock = free_port(), free_port(), free_port()
     with forked(lambda: serve_upstream(upstream)):
@@ -213,9 +316,13 @@ def main(path: str | None, seconds: float) -> None:
             measure("ours", ours, pid, seconds)
         if path is None:
             sys.stdout.write("dnsmasq  not found\n")
-            return
-        with dnsmasq(path, stock, upstream) as pid:
-            measure("dnsmasq", stock, pid, seconds)
+        else:
+            with dnsmasq(path, stock, upstream) as pid:
+                measure("dnsmasq", stock, pid, seconds)
+    if missing := missing_capabilities():
+        sys.stdout.write(f"round trip: not measured, {', '.join(missing)} missing\n")
+    else:
+        trio.run(live_traffic, seconds)
 
 
 if __name__ == "__main__":
