@@ -300,6 +300,7 @@ def make_caller(config: Config, headers: tuple[tuple[str, str], ...]) -> Caller:
 def proxy_settings(config: Config) -> ProxySettings:
     """The data path's settings."""
     return ProxySettings(
+        is_on=config.proxy,
         network=config.network,
         illegal_ports=config.illegal_ports,
         on_demand=config.xds_on_demand,
@@ -327,8 +328,8 @@ def socket_settings(config: Config, *, mark: int | None, reuse_port: bool) -> So
     return SocketSettings(
         mark=mark or None,
         keepalive=config.keepalive_enabled,
-        keepalive_idle_seconds=round(config.keepalive_time_seconds),
-        keepalive_interval_seconds=round(config.keepalive_interval_seconds),
+        keepalive_idle_seconds=int(config.keepalive_time_seconds),
+        keepalive_interval_seconds=int(config.keepalive_interval_seconds),
         keepalive_probes=config.keepalive_retries,
         user_timeout=config.user_timeout_enabled,
         reuse_port=reuse_port,

@@ -57,6 +57,7 @@ class Revocations(Protocol):
 class ProxySettings:
     """The data path's settings; the comment names where each comes from."""
 
+    is_on: bool = True  # ENABLE_PROXY; off: only the name servers run
     network: str = ""  # NETWORK
     illegal_ports: frozenset[int] = ILLEGAL_PORTS  # and the SOCKS5 port where that is on
     on_demand: bool = False  # XDS_ON_DEMAND

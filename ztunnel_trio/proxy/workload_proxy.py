@@ -26,7 +26,7 @@ from ztunnel_trio.observe.log import Bare, get_logger
 from ztunnel_trio.proxy.dialler import Dialler
 from ztunnel_trio.proxy.inbound import Inbound
 from ztunnel_trio.proxy.judge import Judge
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import Node, ProxySettings
 from ztunnel_trio.proxy.outbound import Outbound
 from ztunnel_trio.proxy.passthrough import Passthrough
 from ztunnel_trio.proxy.pool import Pool
@@ -45,6 +45,7 @@ drain_log = get_logger("drain")
 
 MOST_WAITING: Final = 4096  # accepted at once when a drain begins; a queue holds 129
 PROBED: Final = frozenset({"outbound", "inbound plaintext"})  # HBONE has its own PING
+DRAIN_NAMES: Final = {"inbound plaintext": "inbound passthrough"}  # where another than the component's
 LOCALHOST: Final = IPv4Address("127.0.0.1")
 
 
@@ -95,20 +96,12 @@ class WorkloadProxy:
             OSError: a port cannot be had; the text names the address.
         """
         settings = self.node.settings
-        wildcard: IPAddress = IPv6Address("::") if settings.is_ipv6_enabled else IPv4Address("0.0.0.0")
-        wanted = [("inbound", SocketAddress(wildcard, settings.hbone_port))]
-        transparent = settings.require_original_source
-        if self.is_own:
-            transparent = False  # only our own servers are behind it
-        else:
-            wanted.append(("inbound plaintext", SocketAddress(wildcard, INBOUND_PLAINTEXT_PORT)))
-            wanted.append(("outbound", SocketAddress(wildcard, OUTBOUND_PORT)))
-        if settings.socks5 and not self.is_own:
-            wanted.append(("socks5", SocketAddress(LOCALHOST, SOCKS5_PORT)))
+        # Behind the own listener are only our own servers, which need no client's address.
+        transparent = False if self.is_own else settings.require_original_source
         try:
             if make_name_server is not None:
                 self.name_server = make_name_server(self.sockets, self.info)
-            for component, address in wanted:
+            for component, address in wanted_doors(settings, is_own=self.is_own):
                 door = Door(component, self.sockets.listen_tcp(address, transparent=transparent))
                 self.doors.append(door)
                 announce(door)
@@ -170,10 +163,26 @@ class WorkloadProxy:
                 return Socks(outbound, resolve).serve
 
 
+def wanted_doors(settings: ProxySettings, *, is_own: bool) -> list[tuple[str, SocketAddress]]:
+    """The ports to open: what operators call each, and where it is."""
+    wildcard: IPAddress = IPv6Address("::") if settings.is_ipv6_enabled else IPv4Address("0.0.0.0")
+    hbone = ("inbound", SocketAddress(wildcard, settings.hbone_port))
+    if is_own:
+        return [hbone]
+    if not settings.is_on:
+        return []
+    doors = [
+        hbone,
+        ("inbound plaintext", SocketAddress(wildcard, INBOUND_PLAINTEXT_PORT)),
+        ("outbound", SocketAddress(wildcard, OUTBOUND_PORT)),
+    ]
+    return [*doors, ("socks5", SocketAddress(LOCALHOST, SOCKS5_PORT))] if settings.socks5 else doors
+
+
 async def serve_door(door: Door, handler: Handler, drain: Drain) -> None:
     """Accept until the drain is asked for, then wait for what runs, as long as the grace lasts."""
     serve = partial(serve_one, handler)
-    fields = {"component": door.component}
+    fields = {"component": DRAIN_NAMES.get(door.component, door.component)}
     try:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
