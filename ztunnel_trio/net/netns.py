@@ -12,8 +12,9 @@ import ctypes
 import fcntl
 import os
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NewType, Self
@@ -115,19 +116,31 @@ class Netns:
             _return_or_abort(home)
 
 
-class _Homes(threading.local):
-    """Each thread's own namespace, opened when it first leaves it, for life."""
+class _Home:
+    """A thread's own namespace, opened when it first leaves it; let go when the thread ends."""
 
-    netns: Netns | None = None
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = os.open(THREAD_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound: modules go before us
+        close(self.fd)
+
+
+class _Homes(threading.local):
+    """What each thread keeps; gone with it."""
+
+    home: _Home | None = None
 
 
 _homes: Final = _Homes()
 
 
 def _home() -> int:
-    if _homes.netns is None:
-        _homes.netns = Netns.own()
-    return _homes.netns.fileno()
+    if _homes.home is None:
+        _homes.home = _Home()
+    return _homes.home.fd
 
 
 def _setns(fd: int) -> None:
@@ -164,7 +177,7 @@ def check_privileges(mark: int | None) -> None:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:
-            probe.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+            probe.setsockopt(socket.SOL_SOCKET, SO_MARK, mark.to_bytes(4, sys.byteorder))
         except OSError as error:
             text = f"failed to set socket mark: {error.strerror}; is CAP_NET_ADMIN or CAP_NET_RAW missing?"
             raise ConfigError(text) from error

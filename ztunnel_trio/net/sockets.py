@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -34,6 +35,7 @@ log = logging.getLogger("ztunnel::socket")
 
 LOOPBACK_IPV6_SWITCH: Final = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 _NON_BLOCKING: Final = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_LARGEST_INT: Final = 2**31 - 1  # what setsockopt(2) takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,22 +227,29 @@ class SocketFactory:
 
     def _set_mark(self, sock: socket.socket) -> None:
         if self.settings.mark is not None:
-            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.settings.mark)
+            mark = self.settings.mark.to_bytes(4, sys.byteorder)  # an int above 2^31 does not pass otherwise
+            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
 
     def _keep_alive(self, sock: socket.socket) -> None:
-        """Keepalive and user timeout; a kernel that refuses them costs us only the probes."""
+        """Keepalive and user timeout; a kernel that refuses one costs us only that."""
         settings = self.settings
         try:
             if settings.keepalive:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, settings.keepalive_idle_seconds)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, settings.keepalive_interval_seconds)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, settings.keepalive_probes)
-            if settings.user_timeout:
-                milliseconds = settings.user_timeout_seconds * 1000
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+                for option, value in (
+                    (socket.TCP_KEEPIDLE, settings.keepalive_idle_seconds),
+                    (socket.TCP_KEEPINTVL, settings.keepalive_interval_seconds),
+                    (socket.TCP_KEEPCNT, settings.keepalive_probes),
+                ):
+                    sock.setsockopt(socket.IPPROTO_TCP, option, min(value, _LARGEST_INT))
         except OSError as error:
             log.debug("failed to set keepalive: %s", error)
+        try:
+            if settings.user_timeout:
+                milliseconds = min(settings.user_timeout_seconds * 1000, _LARGEST_INT)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        except OSError as error:
+            log.debug("failed to set user timeout: %s", error)
 
 
 def _family(ip: IPAddress) -> socket.AddressFamily:

@@ -1,9 +1,11 @@
 """Namespaces as descriptors; entering them needs root and is tested in tests/netns."""
 
 import os
+import threading
 
 import pytest
 
+from ztunnel_trio.net import netns as netns_module
 from ztunnel_trio.net.netns import Netns
 
 
@@ -54,3 +56,21 @@ def test_adopting_something_closed_fails_and_owns_nothing() -> None:
 def test_there_must_be_a_file() -> None:
     with pytest.raises(FileNotFoundError):
         Netns.open("/var/run/netns/no-such-pod")
+
+
+def test_a_thread_that_ends_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netns_module, "_setns", lambda fd: None)  # what setns itself does needs privileges
+    own = Netns.own()
+
+    def visit() -> None:
+        with own.inside():
+            pass
+
+    visit()
+    before = len(os.listdir("/proc/self/fd"))
+    thread = threading.Thread(target=visit)
+    thread.start()
+    thread.join()
+
+    assert len(os.listdir("/proc/self/fd")) == before
+    own.close()

@@ -54,6 +54,14 @@ def test_keepalive_values_the_kernel_refuses_cost_only_the_probes() -> None:
         assert sock.getsockopt(TCP, socket.TCP_NODELAY) == 1
 
 
+def test_values_beyond_what_the_kernel_takes_cost_only_themselves() -> None:
+    settings = SocketSettings(keepalive_probes=2**32 - 1, user_timeout=True)
+
+    with SocketFactory(None, settings).tcp(socket.AF_INET) as sock:
+        assert sock.getsockopt(TCP, socket.TCP_KEEPIDLE) == 180
+        assert sock.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 2**31 - 1
+
+
 def test_a_dedicated_listener_reuses_addresses_not_ports() -> None:
     with FACTORY.listen_tcp(SocketAddress(V4, 0)).sock as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 1
