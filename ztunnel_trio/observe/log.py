@@ -42,6 +42,8 @@ LEVELS: Final[Mapping[str, int]] = {
 DIGITS: Final = tuple(LEVELS)
 NAMES: Final = {level: name for name, level in LEVELS.items()}
 DEFAULT_FILTER: Final = "info"
+# The reference silences its DNS library so, and operators' tools compare what it prints (src/telemetry.rs).
+ALWAYS: Final = "hickory_server::server=off"
 
 QUEUE_LINES: Final = 10_000  # ztunnel src/telemetry.rs
 BATCH_LINES: Final = 64  # lines one write of the thread carries at most, same source
@@ -501,7 +503,7 @@ def configure(filter_text: str | None, *, is_json: bool = False, stream: IO[str]
         ConfigError: the filter cannot be parsed.
     """
     global _output
-    chosen = Filter.parse(DEFAULT_FILTER if filter_text is None else filter_text)
+    chosen = Filter.parse(f"{ALWAYS},{DEFAULT_FILTER if filter_text is None else filter_text}")
     for level, name in NAMES.items():
         logging.addLevelName(level, name)
     try:

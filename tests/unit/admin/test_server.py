@@ -11,7 +11,7 @@ from tests.fakes.trio_test import trio_test
 from ztunnel_trio.admin.dump import ConfigDump, Whole
 from ztunnel_trio.admin.http import HttpServer, Request, Response
 from ztunnel_trio.admin.server import admin_server, choose_coding, readiness_server, stats_server
-from ztunnel_trio.observe.log import configure, unconfigure
+from ztunnel_trio.observe.log import ALWAYS, configure, unconfigure
 from ztunnel_trio.supervise.readiness import Readiness
 
 
@@ -102,16 +102,19 @@ def test_quitting_is_asked_for_by_post_only(admin: Admin) -> None:
     ],
 )
 def test_the_filter_is_reported_and_changed(admin: Admin, path: str, filter_text: str) -> None:
-    assert told(admin, f"/logging{path}") == (200, f"current log level is {filter_text}\n")
+    assert told(admin, f"/logging{path}") == (200, f"current log level is {ALWAYS},{filter_text}\n")
 
 
 def test_a_change_adds_and_a_reset_starts_over(admin: Admin) -> None:
     told(admin, "/logging?level=access=debug")
-    assert told(admin, "/logging?level=dns=trace")[1] == "current log level is access=debug,dns=trace,info\n"
+    assert (
+        told(admin, "/logging?level=dns=trace")[1]
+        == f"current log level is {ALWAYS},access=debug,dns=trace,info\n"
+    )
     assert logging.getLogger("access").isEnabledFor(logging.DEBUG)
 
-    assert told(admin, "/logging?reset&level=dns=warn")[1] == "current log level is dns=warn,info\n"
-    assert told(admin, "/logging?reset=")[1] == "current log level is info\n"
+    assert told(admin, "/logging?reset&level=dns=warn")[1] == f"current log level is {ALWAYS},dns=warn,info\n"
+    assert told(admin, "/logging?reset=")[1] == f"current log level is {ALWAYS},info\n"
     assert not logging.getLogger("access").isEnabledFor(logging.DEBUG)
 
 
@@ -121,7 +124,7 @@ def test_a_bad_level_is_named_and_help_given(admin: Admin, level: str) -> None:
 
     assert status == 400
     assert text.startswith(f"Invalid level provided: {level}\n\nusage: POST /logging")
-    assert told(admin, "/logging") == (200, "current log level is info\n")
+    assert told(admin, "/logging") == (200, f"current log level is {ALWAYS},info\n")
 
 
 def test_only_post_touches_the_filter(admin: Admin) -> None:

@@ -279,18 +279,18 @@ def test_a_broken_call_does_not_reach_its_caller(
 
 def test_the_filter_changes_at_run_time(stream: io.StringIO) -> None:
     rbac = get_logger("rbac")
-    configure("info", stream=stream)
+    startup = configure("info", stream=stream).startup
     rbac.debug("one")
     assert not log.is_enabled("access", DEBUG)
 
-    set_filter(Filter.parse("info").with_levels("ztunnel::rbac=debug,access=debug"))
+    set_filter(startup.with_levels("ztunnel::rbac=debug,access=debug"))
     rbac.debug("two")
     logging.getLogger("made::later").debug("three")
 
     assert bodies(stream) == ["debug\trbac\ttwo\t"]
     assert log.is_enabled("access", DEBUG)
-    assert str(current_filter()) == "ztunnel::rbac=debug,access=debug,info"
-    assert str(startup_filter()) == "info"
+    assert str(current_filter()) == f"{log.ALWAYS},ztunnel::rbac=debug,access=debug,info"
+    assert str(startup_filter()) == f"{log.ALWAYS},info"
     assert not logging.getLogger("trio").isEnabledFor(DEBUG)
 
 
