@@ -98,7 +98,6 @@ class Config:
     network: str
     cluster_id: str
     cluster_domain: str
-    trust_domain: str
     ztunnel_identity: SpiffeId | None
     ztunnel_workload: WorkloadInfo | None
     preferred_service_namespace: str | None
@@ -155,10 +154,7 @@ class Config:
     num_worker_threads: int
     # TLS and logging
     tls12_enabled: bool
-    compliance_policy: str | None
     authz_policy_info_logging: bool
-    log_filter: str | None
-    log_format_json: bool
     # what the control plane is told
     proxy_metadata: Mapping[str, str]
     node_metadata_json: Mapping[str, JsonValue]
@@ -177,13 +173,6 @@ class Config:
         """Ports that are never proxied to: they are our own."""
         own = frozenset({HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT})
         return own if self.socks5_addr is None else own | {SOCKS5_PORT}
-
-    @property
-    def user_timeout_seconds(self) -> float | None:
-        """TCP_USER_TIMEOUT, or None when it is off (ztunnel src/socket.rs)."""
-        if not self.user_timeout_enabled:
-            return None
-        return self.keepalive_time_seconds + self.keepalive_retries * self.keepalive_interval_seconds
 
 
 class Machine(Protocol):
@@ -383,6 +372,7 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
     own_identity, own_workload = load_own(values)
     dns_proxy = told.get("DNS_CAPTURE", "true").lower() == "true"
     socks5 = values.boolean(env.UNSTABLE_ENABLE_SOCKS5, default=False)
+    check_compliance(values)
     local_path, local_text = values.text(env.LOCAL_XDS_PATH), values.text(env.LOCAL_XDS)
     if local_path is not None and local_text is not None:
         raise ConfigError("invalid configuration: only one of LOCAL_XDS_PATH or LOCAL_XDS may be set")
@@ -394,7 +384,6 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         network=values.text(env.NETWORK) or "",
         cluster_id=told.get("CLUSTER_ID") or environ.get(env.CLUSTER_ID, DEFAULT_CLUSTER),
         cluster_domain=environ.get(env.CLUSTER_DOMAIN, CLUSTER_DOMAIN),
-        trust_domain=environ.get(env.TRUST_DOMAIN, DEFAULT_TRUST_DOMAIN),
         ztunnel_identity=own_identity,
         ztunnel_workload=own_workload,
         preferred_service_namespace=values.text(env.PREFERRED_SERVICE_NAMESPACE),
@@ -448,10 +437,7 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         self_termination_deadline_seconds=load_termination(values),
         num_worker_threads=load_threads(values, proxy_config.concurrency, machine),
         tls12_enabled=values.is_true(env.TLS12_ENABLED),
-        compliance_policy=load_compliance(values),
         authz_policy_info_logging=values.is_true(env.AUTHZ_POLICY_INFO_LOGGING),
-        log_filter=values.text(env.RUST_LOG),
-        log_format_json=values.text(env.LOG_FORMAT) == "json",
         proxy_metadata=told,
         node_metadata_json=load_json_metadata(environ, notes),
         instance_ip=environ.get(env.INSTANCE_IP, INSTANCE_IP),
@@ -615,19 +601,17 @@ def load_threads(values: Environment, concurrency: int | None, machine: Machine)
     return values.read(env.ZTUNNEL_WORKER_THREADS, lambda text: parse_threads(text, cpus), max(1, default))
 
 
-def load_compliance(values: Environment) -> str | None:
-    """The compliance policy, when it is one without effect here.
+def check_compliance(values: Environment) -> None:
+    """Any compliance policy but one is without effect here.
 
     Raises:
         Unstartable: `pqc`, which cannot be honoured.
     """
-    policy = values.text(env.COMPLIANCE_POLICY)
-    if policy == "pqc":
+    if values.text(env.COMPLIANCE_POLICY) == "pqc":
         raise Unstartable(
             "invalid configuration: COMPLIANCE_POLICY=pqc requires key exchange by X25519MLKEM768 alone,"
             f" to which CPython {platform.python_version()} with {ssl.OPENSSL_VERSION} cannot be held"
         )
-    return policy
 
 
 def load_json_metadata(environ: Mapping[str, str], notes: list[str]) -> dict[str, JsonValue]:

@@ -38,9 +38,6 @@ def test_defaults() -> None:
     assert config.illegal_ports == {15008, 15006, 15001}
     assert config.admin_addr == Localhost(ipv6=True, port=15000)
     assert str(config.stats_addr) == "[::]:15020"
-    assert config.user_timeout_seconds is None
-    assert config.log_filter is None
-    assert not config.log_format_json
 
 
 BAD = [
@@ -375,11 +372,11 @@ def test_values_that_are_not_utf8_count_as_unset() -> None:
 
 
 def test_flags_are_on_only_when_exactly_true() -> None:
-    on = loaded({"TLS12_ENABLED": "true", "AUTHZ_POLICY_INFO_LOGGING": "true", "LOG_FORMAT": "json"})
-    off = loaded({"TLS12_ENABLED": "True", "AUTHZ_POLICY_INFO_LOGGING": "1", "LOG_FORMAT": "JSON"})
+    on = loaded({"TLS12_ENABLED": "true", "AUTHZ_POLICY_INFO_LOGGING": "true"})
+    off = loaded({"TLS12_ENABLED": "True", "AUTHZ_POLICY_INFO_LOGGING": "1"})
 
-    assert (on.tls12_enabled, on.authz_policy_info_logging, on.log_format_json) == (True, True, True)
-    assert (off.tls12_enabled, off.authz_policy_info_logging, off.log_format_json) == (False, False, False)
+    assert (on.tls12_enabled, on.authz_policy_info_logging) == (True, True)
+    assert (off.tls12_enabled, off.authz_policy_info_logging) == (False, False)
 
 
 def test_metadata_in_json_is_parsed_and_bad_metadata_left_out() -> None:
@@ -390,11 +387,7 @@ def test_metadata_in_json_is_parsed_and_bad_metadata_left_out() -> None:
 
 
 def test_other_policies_have_no_effect() -> None:
-    assert loaded({"COMPLIANCE_POLICY": "fips-140-2"}).compliance_policy == "fips-140-2"
-
-
-def test_the_user_timeout_is_the_sum_of_all_probes() -> None:
-    assert loaded({"USER_TIMEOUT_ENABLED": "true"}).user_timeout_seconds == 1800
+    assert loaded({"COMPLIANCE_POLICY": "fips-140-2"}) == loaded({})
 
 
 def test_the_crl_path_may_be_empty() -> None:
