@@ -55,7 +55,7 @@ class LiveMesh:
         version = self.workloads_changed.version
         workload = self.mesh.local_workload(info)
         if workload is not None:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()  # asked for by every connection
             return workload
         with trio.move_on_after(seconds):
             while workload is None:

@@ -1,6 +1,7 @@
 """Addresses: IPs, sockets, addresses on a named network, namespaced hostnames and HBONE authorities."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Self
 
@@ -48,7 +49,8 @@ class SocketAddress:
     port: int
 
     def __str__(self) -> str:
-        return f"{self.ip}:{self.port}" if self.ip.version == 4 else f"[{self.ip}]:{self.port}"
+        # !s: ipaddress's own __format__ is several times slower
+        return f"{self.ip!s}:{self.port}" if self.ip.version == 4 else f"[{self.ip!s}]:{self.port}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -82,6 +84,7 @@ class HostPort:
 HboneTarget = SocketAddress | HostPort
 
 
+@lru_cache(maxsize=4096)
 def parse_hbone_target(text: str) -> HboneTarget:
     """Read a CONNECT authority: `ip:port` first, else `host:port`.
 

@@ -142,6 +142,10 @@ class Engine:
         if self._ends.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
 
+    def forget(self, fd: int) -> None:
+        """`unregister` for a descriptor that is closed next, which ends the watch by itself."""
+        self._ends.pop(fd, None)
+
     def again(self, end: End) -> None:
         """Run `end.go_on` on a later round."""
         self._later.append(end)

@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -225,10 +226,11 @@ def _warn_unredirected(sock: socket.socket, local: SocketAddress, error: OSError
 
 def _address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> SocketAddress:
     """What the socket module gives, without an IPv6 scope, canonical."""
-    host, port = sockaddr[0], sockaddr[1]
+    return SocketAddress(_ip(sockaddr[0]), sockaddr[1])
+
+
+@lru_cache(maxsize=4096)  # the addresses of pods near by come again and again
+def _ip(host: str) -> IPAddress:
     if ":" not in host:
-        return SocketAddress(IPv4Address(host), port)
-    if host.startswith("::ffff:") and "." in host:  # quicker than through IPv6Address
-        return SocketAddress(IPv4Address(host[7:]), port)
-    ip: IPAddress = IPv6Address(host.partition("%")[0])
-    return SocketAddress(canonical(ip), port)
+        return IPv4Address(host)
+    return canonical(IPv6Address(host.partition("%")[0]))

@@ -163,12 +163,15 @@ class _StreamPair:
         self._stream.attach(self)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            self._engine.unregister(self._fd)
-            self._fd = -1
         self._reads = self._writes = False
+        self._close_socket()
         self._stream.close()
-        self._sock.close()
+
+    def _close_socket(self) -> None:
+        if self._fd >= 0:
+            self._engine.forget(self._fd)
+            self._fd = -1
+            self._sock.close()
 
     def failure(self) -> str | None:
         if self.bug is not None:
@@ -292,10 +295,13 @@ class _StreamPair:
         if not self._writes:
             return
         self._writes = False
+        if not self._reads:
+            self._close_socket()  # its FIN has come, ours goes with the closing
+            self.done.set()
+            return
         self._write_error = shutdown_writing(self._sock)
-        if self._reads and self._may_read and self._stream.is_gone:
+        if self._may_read and self._stream.is_gone:
             self._engine.again(self)
-        self._check_done()
 
     def resume(self) -> None:
         self._pump()

@@ -22,6 +22,7 @@ from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
 from ztunnel_trio.net.listener import Listener
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.spec.linux import (
+    IP_BIND_ADDRESS_NO_PORT,
     IP_FREEBIND,
     IP_TRANSPARENT,
     IPV6_FREEBIND,
@@ -166,29 +167,59 @@ class SocketFactory:
         Raises:
             OSError: as the kernel gave it; no socket is left behind, on cancellation neither.
         """
+        sock, is_connected = self.connect_nowait(destination, source)
+        if not is_connected:
+            await self.finish_connecting(sock)
+            return sock
+        try:
+            await trio.lowlevel.checkpoint()
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def connect_nowait(
+        self, destination: SocketAddress, source: IPAddress | None = None
+    ) -> tuple[socket.socket, bool]:
+        """Begin to dial as `connect` does, and whether it is done: near by, the handshake is over by then.
+
+        Raises:
+            OSError: as the kernel gave it; no socket is left behind.
+        """
         target = SocketAddress(canonical(destination.ip), destination.port)
         spoof = None if source is None or canonical(source) == target.ip else canonical(source)
         family = _family(target.ip if spoof is None else spoof)
         if family != _family(target.ip):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         sock = self.tcp(family)
-        connected = False
         try:
             if spoof is not None:
                 _bind_foreign(sock, spoof)
-            error = sock.connect_ex(_sockaddr(target))
+            sockaddr = _sockaddr(target)
+            error = sock.connect_ex(sockaddr)
             if error == errno.EINPROGRESS:
-                await trio.lowlevel.wait_writable(sock)
-                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            else:
-                await trio.lowlevel.checkpoint()
+                error = sock.connect_ex(sockaddr)
+            if error and error != errno.EALREADY:
+                raise OSError(error, os.strerror(error))
+        except BaseException:
+            sock.close()
+            raise
+        return sock, not error
+
+    async def finish_connecting(self, sock: socket.socket) -> None:
+        """Wait for what `connect_nowait` began; closes the socket unless it is connected in the end.
+
+        Raises:
+            OSError: as the kernel gave it.
+        """
+        try:
+            await trio.lowlevel.wait_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
                 raise OSError(error, os.strerror(error))
-            connected = True
-            return sock
-        finally:
-            if not connected:
-                sock.close()
+        except BaseException:
+            sock.close()
+            raise
 
     def _listen_tcp(self, address: SocketAddress, *, transparent: bool | None, keepalive: bool) -> Listener:
         family = _family(address.ip)
@@ -290,6 +321,8 @@ def _make_transparent(sock: socket.socket, *, required: bool) -> bool:
 def _bind_foreign(sock: socket.socket, source: IPAddress) -> None:
     """Dial from an address that is not ours; what is not permitted is logged and left out."""
     try:
+        # The port is chosen when connecting: ports are then taken by pair of addresses, not once for all.
+        sock.setsockopt(SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         if source.version == 4:
             sock.setsockopt(SOL_IP, IP_TRANSPARENT, 1)
             sock.setsockopt(SOL_IP, IP_FREEBIND, 1)

@@ -203,11 +203,16 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A named stretch of work with its fields; `plain` is its part of a plain line's scope."""
+    """A named stretch of work with its fields."""
 
     name: str
     fields: tuple[tuple[str, FieldValue], ...]
-    plain: str
+
+    @property
+    def plain(self) -> str:
+        """Its part of a plain line's scope."""
+        inner = " ".join(f"{key}={plain_value(value)}" for key, value in self.fields)
+        return f":{self.name}{{{inner}}}" if inner else f":{self.name}"
 
 
 current_spans: ContextVar[tuple[Span, ...]] = ContextVar("current_spans", default=())
@@ -217,8 +222,7 @@ current_spans: ContextVar[tuple[Span, ...]] = ContextVar("current_spans", defaul
 def span(name: str, /, **fields: FieldValue) -> Iterator[Span]:
     """Events within the body, and in tasks started there, carry this span. None fields are left out."""
     present = tuple((key, value) for key, value in fields.items() if value is not None)
-    inner = " ".join(f"{key}={plain_value(value)}" for key, value in present)
-    made = Span(name, present, f":{name}{{{inner}}}" if inner else f":{name}")
+    made = Span(name, present)
     token = current_spans.set((*current_spans.get(), made))
     try:
         yield made

@@ -325,6 +325,7 @@ class Metrics:
         self.registry.register(FailedSeries(self.traffic))
         text = "The current number of open TCP sockets (unstable)."
         self._sockets = gauge("istio_tcp_sockets_open", text, ("reporter",))
+        self._sockets_of: dict[Reporter, Gauge] = {}
         text = "The total number of connections rejected due to CRL certificate revocation (unstable)."
         self._crl_rejections = counter("istio_crl_policy_rejections", text, ("reporter",))
         text = "The total number of connections not tracked for CRL enforcement (unstable)."
@@ -385,7 +386,10 @@ class Metrics:
     # data plane
     def sockets_open(self, reporter: Reporter) -> Gauge:
         """The gauge of accepted sockets of one side; keep it, `inc()` and `dec()` it."""
-        return self._sockets.labels(reporter)
+        found = self._sockets_of.get(reporter)
+        if found is None:
+            found = self._sockets_of[reporter] = self._sockets.labels(reporter)
+        return found
 
     def on_demand_dns(self, source: Sequence[str], hostname: str) -> None:
         """A hostname workload was resolved; `source` are the values of `SOURCE_LABELS`."""

@@ -256,10 +256,12 @@ class TunnelServer:
         """Dial the application, answer 200, relay; what it came to."""
         node = self.inbound.node
         try:
-            with trio.fail_after(node.settings.connect_seconds):
-                upstream = await self.inbound.sockets.connect(
-                    admission.upstream, self.inbound.spoof(self.client, admission)
-                )
+            upstream, is_connected = self.inbound.sockets.connect_nowait(
+                admission.upstream, self.inbound.spoof(self.client, admission)
+            )
+            if not is_connected:
+                with trio.fail_after(node.settings.connect_seconds):
+                    await self.inbound.sockets.finish_connecting(upstream)
         except (OSError, trio.TooSlowError) as error:
             refusal = Refusal(Reason.CONNECT_FAILED, io_text(error))
             request.refuse(status_of(refusal.reason))

@@ -9,6 +9,7 @@ SO_MARK: Final = 36
 SOL_IP: Final = 0
 IP_FREEBIND: Final = 15
 IP_TRANSPARENT: Final = 19
+IP_BIND_ADDRESS_NO_PORT: Final = 24
 
 # linux/in6.h, level SOL_IPV6
 SOL_IPV6: Final = 41
