@@ -39,6 +39,14 @@ def split(data: bytes, cuts: list[int]) -> Response:
     return splitter.finish()
 
 
+def taken(response: Response) -> list[bytes]:
+    """Its resources, a few at a time."""
+    found: list[bytes] = []
+    while response.resources:
+        found += response.resources.take(3)
+    return found
+
+
 @settings(max_examples=100)
 @given(responses, st.lists(st.integers(min_value=0), max_size=10))
 def test_every_response_is_read_as_protobuf_reads_it(
@@ -46,18 +54,19 @@ def test_every_response_is_read_as_protobuf_reads_it(
 ) -> None:
     response = split(message.SerializeToString(), cuts)
 
+    assert response.count == len(response.resources) == len(message.resources)
     assert response.type_url == message.type_url
     assert response.nonce == message.nonce
     assert response.system_version_info == message.system_version_info
     assert response.removed == list(message.removed_resources)
-    assert [xds_pb2.Resource.FromString(one) for one in response.resources] == list(message.resources)
+    assert [xds_pb2.Resource.FromString(one) for one in taken(response)] == list(message.resources)
 
 
 @settings(max_examples=200)
 @given(st.binary(max_size=80), st.lists(st.integers(min_value=0), max_size=4))
 def test_garbage_is_refused_or_read_but_never_anything_else(data: bytes, cuts: list[int]) -> None:
     try:
-        for one in split(data, cuts).resources:
+        for one in taken(split(data, cuts)):
             parse_resource(one)
     except PeerBrokeProtocol:
         pass
@@ -72,7 +81,7 @@ def test_cutting_never_changes_the_verdict(
 
     def verdict(where: list[int]) -> list[bytes] | None:
         try:
-            return list(split(data, where).resources)
+            return taken(split(data, where))
         except PeerBrokeProtocol:
             return None
 

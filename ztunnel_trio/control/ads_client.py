@@ -1,9 +1,9 @@
 """The stream task: mesh state from istiod over delta xDS, applied in slices, answered, and asked for more.
 
 Theory of operation. `run()` makes one attempt after the other for the life of the process; `wire.ads` says
-what to send and how long to wait. A response is read in pieces, its resources are decoded and applied for
-about two milliseconds at a time with a checkpoint between, and answered when the mesh has all of it. While a
-response is applied nothing more is read: flow control holds istiod back. The mesh outlives every stream.
+what to send and how long to wait. A response is read in pieces, its resources are decoded and applied in
+slices (`supervise.pace`), and answered when the mesh has all of it. While a response is applied nothing more
+is read: flow control holds istiod back. The mesh outlives every stream.
 
 A large response stops the garbage collector while it is applied and freezes what it left: the mesh is
 acyclic, and collections over hundreds of thousands of objects would stop every connection.
@@ -34,14 +34,16 @@ from ztunnel_trio.mesh.mesh import Batch
 from ztunnel_trio.model.source import RootSource
 from ztunnel_trio.observe.log import span
 from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel_trio.supervise.pace import Pace
 from ztunnel_trio.wire.ads import (
     DELTA_PATH,
     CompleteEnd,
     Discovery,
     NodeFacts,
     OtherEnd,
-    Outcome,
     Rejection,
+    Rejections,
+    Resource,
     Response,
     ResponseSplitter,
     Retries,
@@ -53,11 +55,11 @@ from ztunnel_trio.wire.ads import (
 
 log = logging.getLogger("ztunnel::xds::client")
 
-SLICE_SECONDS: Final = 0.002
-_CLOCK_EVERY: Final = 8  # resources between two looks at the clock
+_CLOCK_EVERY: Final = 8  # resources between two looks at the clock: about 80 µs
 _DECODE_FAILED: Final = "decode: "
+_NO_PAYLOAD: Final = "XDS payload without resource"
 _LARGE_RESPONSE: Final = 10_000  # resources; from here on the collector pauses
-_REMOVALS_AT_ONCE: Final = 256
+_REMOVALS_AT_ONCE: Final = 32
 
 
 class XdsMetrics(Protocol):
@@ -120,6 +122,7 @@ class AdsClient:
             ],
         )
         self._attempts = 0
+        self._pace = Pace()
         self._questions: dict[str, _Question] = {}  # as many as connections wait for one, at most
         self._unsent: dict[str, None] = {}
         self._something_unsent = trio.Event()
@@ -165,7 +168,10 @@ class AdsClient:
             async with open_channel(self._target, roots, self._settings.channel) as channel:
                 stream = await channel.open_stream(DELTA_PATH, metadata)
                 for request in self._core.open_stream():
-                    await stream.send(request)
+                    if request is None:
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        await stream.send(request)
                 await self._talk(stream)
         except Unavailable as error:
             return OtherEnd(str(error))
@@ -213,25 +219,20 @@ class AdsClient:
 
     async def _take(self, stream: CallStream, response: Response) -> None:
         """Apply one response, then answer it."""
-        counts = {"size": len(response.resources), "removes": len(response.removed)}
+        counts = {"size": response.count, "removes": len(response.removed)}
         log.debug("received response", extra={"fields": {"type_url": response.type_url, **counts}})
-        outcome = Outcome()
-        vanished: list[str] = []
+        rejections = Rejections()
         if self._core.handles(response.type_url):
-            with collector_paused(len(response.resources)):
-                received_bytes = await self._apply_resources(response, outcome)
-                vanished = self._core.vanished(response, outcome)
-                await self._apply_removals(response.type_url, [*response.removed, *vanished])
+            with collector_paused(response.count):
+                received_bytes = await self._apply_resources(response, rejections)
+                await self._apply_removals(response)
         else:
             log.error("unknown type: %s", response.type_url)
-            received_bytes = sum(map(len, response.resources))
+            received_bytes = await self._pass_over(response)
         self._metrics.xds_message(response.type_url, received_bytes)
-        finished = self._core.finish(response, outcome, vanished)
+        finished = self._core.finish(response, rejections)
         for name in finished.answered:
-            question = self._questions.pop(name, None)
-            if question is not None:
-                self._unsent.pop(name, None)
-                question.answered.set()
+            self._answer(name)
         said = {"type_url": response.type_url, "nonce": response.nonce}
         if finished.error is None:
             log.debug("sending response", extra={"fields": {**said, "type": "ACK"}})
@@ -241,55 +242,86 @@ class AdsClient:
             self._on_ready()
         await stream.send(finished.request)
 
-    async def _apply_resources(self, response: Response, outcome: Outcome) -> int:
+    async def _apply_resources(self, response: Response, rejections: Rejections) -> int:
         """Decode and apply resources in slices; returns how many bytes of payload there were."""
-        is_address = response.type_url == ADDRESS_TYPE
-        resources = response.resources
+        type_url, resources, pace = response.type_url, response.resources, self._pace
+        is_address = type_url == ADDRESS_TYPE
         received_bytes = 0
         while resources:
-            until = _now() + SLICE_SECONDS / 2  # the other half is for applying
+            pace.begin()
+            arrived: list[Resource] = []
+            rejected: set[str] = set()
             addresses: list[AddressEntry] = []
             policies: list[PolicyEntry] = []
-            while resources:
-                for _ in range(min(_CLOCK_EVERY, len(resources))):
+            while resources and not (arrived and pace.is_over):
+                for encoded in resources.take(_CLOCK_EVERY):
                     try:
-                        resource = parse_resource(resources.popleft())
+                        resource = parse_resource(encoded)
                     except PeerBrokeProtocol as error:
-                        outcome.unusable.append(Rejection("", str(error)))
+                        rejections.refuse(Rejection("", str(error)), is_unusable=True)
                         continue
-                    outcome.receive(resource)
+                    arrived.append(resource)
+                    name, _, _, value = resource
                     try:
-                        if resource.value is None:
-                            raise PeerBrokeProtocol("XDS payload without resource")
-                        received_bytes += len(resource.value)
+                        if value is None:
+                            raise PeerBrokeProtocol(_NO_PAYLOAD)
+                        received_bytes += len(value)
                         if is_address:
-                            addresses.append(prepare_address(resource.name, resource.value))
+                            addresses.append(prepare_address(name, value))
                         else:
-                            policies.append(prepare_policy(resource.name, resource.value))
+                            policies.append(prepare_policy(name, value))
                     except PeerBrokeProtocol as error:
-                        _reject(outcome, Rejection(resource.name, str(error)))
-                if _now() >= until:
-                    break
+                        rejected.add(name)
+                        rejections.refuse(Rejection(name, text := str(error)), is_unusable=_is_unusable(text))
             self._live.apply(Batch(addresses=addresses, policies=policies, last=False))
+            self._core.received(type_url, arrived, rejected)
+            if self._unsent:
+                self._answer_unsent(arrived)
+            await pace.rest()
+        return received_bytes
+
+    async def _apply_removals(self, response: Response) -> None:
+        """Remove what the response says and what it shows to be gone; the response is complete then."""
+        type_url = response.type_url
+        for start in range(0, len(response.removed), _REMOVALS_AT_ONCE):
+            await self._remove(type_url, response.removed[start : start + _REMOVALS_AT_ONCE])
+        for names in self._core.vanished(type_url):
+            await self._remove(type_url, names)
+        self._live.apply(Batch())
+
+    async def _remove(self, type_url: str, names: list[str]) -> None:
+        if type_url == ADDRESS_TYPE:
+            self._live.apply(Batch(removed_addresses=names, last=False))
+        else:
+            self._live.apply(Batch(removed_policies=names, last=False))
+        self._core.removed(type_url, names)
+        await self._pace.rest()
+
+    async def _pass_over(self, response: Response) -> int:
+        """Drop the resources of a type we never asked for; returns how many bytes there were."""
+        received_bytes = 0
+        while response.resources:
+            received_bytes += sum(map(len, response.resources.take(_CLOCK_EVERY)))
             await trio.lowlevel.checkpoint()
         return received_bytes
 
-    async def _apply_removals(self, type_url: str, names: list[str]) -> None:
-        """Remove names, and say that the response is complete."""
-        for start in range(0, max(1, len(names)), _REMOVALS_AT_ONCE):
-            some = names[start : start + _REMOVALS_AT_ONCE]
-            last = start + _REMOVALS_AT_ONCE >= len(names)
-            if type_url == ADDRESS_TYPE:
-                self._live.apply(Batch(removed_addresses=some, last=last))
-            else:
-                self._live.apply(Batch(removed_policies=some, last=last))
-            await trio.lowlevel.checkpoint()
+    def _answer_unsent(self, resources: list[Resource]) -> None:
+        """What came although the question was not sent yet needs no asking: istiod may answer it nothing."""
+        for name, _, aliases, _ in resources:
+            for found in (name, *aliases):
+                if found in self._unsent:
+                    self._answer(found)
+
+    def _answer(self, name: str) -> None:
+        question = self._questions.pop(name, None)
+        if question is not None:
+            self._unsent.pop(name, None)
+            question.answered.set()
 
 
-def _reject(outcome: Outcome, rejection: Rejection) -> None:
-    """File a rejection: a NACK names what the mesh refused before what did not even decode."""
-    is_unusable = rejection.reason.startswith((_DECODE_FAILED, "XDS payload without resource"))
-    (outcome.unusable if is_unusable else outcome.refused).append(rejection)
+def _is_unusable(reason: str) -> bool:
+    """Whether a resource did not even decode: a NACK names what the mesh refused before those."""
+    return reason.startswith((_DECODE_FAILED, _NO_PAYLOAD))
 
 
 async def _read_response(stream: CallStream, size: int) -> Response:
@@ -298,10 +330,6 @@ async def _read_response(stream: CallStream, size: int) -> Response:
         splitter.feed(piece)
         await trio.lowlevel.checkpoint()
     return splitter.finish()
-
-
-def _now() -> float:
-    return trio.current_time()
 
 
 @contextmanager

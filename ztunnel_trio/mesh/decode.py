@@ -120,7 +120,7 @@ AddressEntry = WorkloadEntry | ServiceEntry
 
 
 def prepare_address(name: str, payload: bytes) -> AddressEntry:
-    """Check one `Address` resource. The resource name takes no part: the object names itself.
+    """Check one `Address` resource. The object names itself; the resource name is the same to istiod.
 
     Raises:
         PeerBrokeProtocol: with the reason to reject it for.
@@ -129,7 +129,7 @@ def prepare_address(name: str, payload: bytes) -> AddressEntry:
         address = _parse_address(payload)
         kind = address.WhichOneof("type")
         if kind == "workload":
-            return _workload_entry(address.workload)
+            return _workload_entry(name, address.workload)
         if kind == "service":
             return _service_entry(address.service)
     except DecodeError as error:
@@ -345,8 +345,10 @@ def _known(table: Mapping[int, T], number: int) -> T:
         raise PeerBrokeProtocol(f"decode error: unknown enumeration value {number}") from None
 
 
-def _workload_entry(message: _ShallowWorkload) -> WorkloadEntry:
+def _workload_entry(resource_name: str, message: _ShallowWorkload) -> WorkloadEntry:
     uid = message.uid
+    if uid == resource_name:
+        uid = resource_name  # one copy of a string that is kept by name and by uid
     name = message.name
     addresses = tuple(message.addresses)
     for packed in addresses:

@@ -113,26 +113,43 @@ class Mesh:
 
     def _put_workload(self, entry: WorkloadEntry, step: "_Step") -> None:
         uid = entry.uid
-        old = self._workloads.remove(uid)
-        if old is not None:
-            for backing, _ in old.template.backings:
-                self._services.withdraw(backing, uid)
-        template = self._workloads.insert(entry)
+        template, old = self._workloads.put(entry)
+        is_local = self.local_node is not None and self.local_node == entry.place.node
+        if old is not None and old.is_same:
+            is_new = self._confirm(uid, template)
+        else:
+            is_new = True
+            if old is not None:
+                for backing, _ in old.template.backings:
+                    self._services.withdraw(backing, uid)
+            for backing, shape in template.backings:
+                if template.healthy or backing.takes_unhealthy:
+                    backing.endpoints[uid] = shape
+                    backing.memo = None
+                else:
+                    self._services.pass_over(backing, uid, shape)
+            if old is not None:
+                self._forsake(old.template)
+                if old.is_local and (
+                    old.template.prototype.authorization_policies != template.prototype.authorization_policies
+                ):
+                    step.attachments = True
+        if is_new or is_local:
+            step.workloads += 1
+        if is_local:
+            step.put.append(_local_workload(uid, template, entry.place.node))
+
+    def _confirm(self, uid: str, template: Template) -> bool:
+        """Put the endpoints of a workload where its services lost them meanwhile; whether there were any."""
+        is_new = False
         for backing, shape in template.backings:
-            if template.healthy or backing.takes_unhealthy:
+            if not template.healthy and not backing.takes_unhealthy:
+                self._services.pass_over(backing, uid, shape)
+            elif backing.endpoints.get(uid) is not shape:
                 backing.endpoints[uid] = shape
                 backing.memo = None
-            else:
-                self._services.pass_over(backing, uid, shape)
-        if old is not None:
-            self._forsake(old.template)
-            if old.is_local and (
-                old.template.prototype.authorization_policies != template.prototype.authorization_policies
-            ):
-                step.attachments = True
-        step.workloads += 1
-        if self.local_node is not None and self.local_node == entry.place.node:
-            step.put.append(_local_workload(uid, template, entry.place.node))
+                is_new = True
+        return is_new
 
     def _remove_address(self, name: str, step: "_Step") -> None:
         """Remove what a resource name stands for: a uid, else `namespace/hostname`."""

@@ -143,8 +143,11 @@ class Workloads:
 
     # change
 
-    def insert(self, entry: WorkloadEntry) -> Template:
-        """Index a workload whose uid is not in the store, and return its template."""
+    def put(self, entry: WorkloadEntry) -> "tuple[Template, Removed | None]":
+        """Index a workload in place of the one of its uid, if there was one; its template, and what that was.
+
+        One that has not changed is left as it is.
+        """
         uid, name, addresses, place, shared = entry
         number = self._templates.hold(shared.key)
         if number is None:
@@ -154,7 +157,17 @@ class Workloads:
         if place_number is None:
             place_number = self._places.add(place.key, place)
         block = addresses[0] if len(addresses) == 1 else _join(addresses)
-        self._records[uid] = _HEAD.pack(number, place_number, len(block)) + block + _tail(uid, name)
+        record = _HEAD.pack(number, place_number, len(block)) + block + _tail(uid, name)
+        there = self._records.get(uid)
+        removed = None
+        if there is not None:
+            stays = self._stays(there, template, block)
+            if stays and there == record:
+                self._templates.release(number)
+                self._places.release(place_number)
+                return template, Removed(template, place, self._is_local(place), is_same=True)
+            removed = self._take_out(uid, there, with_addresses=not stays)
+        self._records[uid] = record
         prototype = template.prototype
         if template.indexed and addresses:
             network = self._by_address.get(prototype.network)
@@ -162,28 +175,47 @@ class Workloads:
                 network = self._by_address[prototype.network] = {}
             for packed in addresses:
                 key = packed_key(packed)
-                there = network.get(key)
-                network[key] = uid if there is None else _with(there, uid)
+                found = network.setdefault(key, uid)
+                if found is not uid:
+                    network[key] = _with(found, uid)
         if prototype.hostname:
             self._by_hostname.setdefault(prototype.hostname, {})[uid] = None
         if self.local_node is None or self.local_node == place.node:
             self._local.setdefault(template.account, {})[uid] = None
-        return template
+        return template, removed
 
     def remove(self, uid: str) -> "Removed | None":
         """Take a workload out of every index; None if there is none of that uid."""
         record = self._records.pop(uid, None)
-        if record is None:
-            return None
+        return None if record is None else self._take_out(uid, record)
+
+    def _stays(self, record: bytes, template: Template, block: bytes) -> bool:
+        """Whether a workload keeps its place in the index of addresses: they are the same and its alone.
+
+        One that shares an address is inserted anew: the last to come counts.
+        """
+        number, _, length = _HEAD.unpack_from(record)
+        before = self._templates[number]
+        if not length or not before.indexed or not template.indexed:
+            return False
+        if before.prototype.network != template.prototype.network:
+            return False
+        if record[_HEAD.size : _HEAD.size + length] != block:
+            return False
+        keys = self._by_address[template.prototype.network]
+        return not any(isinstance(keys.get(packed_key(packed)), tuple) for packed in _split(block))
+
+    def _take_out(self, uid: str, record: bytes, *, with_addresses: bool = True) -> "Removed":
+        """Take what a record says out of every index."""
         self._built.pop(uid, None)
         number, place_number, length = _HEAD.unpack_from(record)
         template, place = self._templates[number], self._places[place_number]
         prototype = template.prototype
-        if template.indexed and length:
+        if with_addresses and template.indexed and length:
             self._remove_addresses(prototype.network, uid, _split(record[_HEAD.size : _HEAD.size + length]))
         if prototype.hostname:
             _discard(self._by_hostname, prototype.hostname, uid)
-        is_local = self.local_node is None or self.local_node == place.node
+        is_local = self._is_local(place)
         if is_local:
             _discard(self._local, template.account, uid)
         self._places.release(place_number)
@@ -191,6 +223,9 @@ class Workloads:
             for backing, _ in template.backings:
                 backing.templates -= 1
         return Removed(template, place, is_local)
+
+    def _is_local(self, place: Place) -> bool:
+        return self.local_node is None or self.local_node == place.node
 
     def _new_template(self, shared: Shared) -> Template:
         template = Template(shared, self.backing)
@@ -291,11 +326,12 @@ class Workloads:
 
 
 class Removed(NamedTuple):
-    """What a workload was that is gone."""
+    """What a workload was that is gone, or came again (`is_same`: as it was)."""
 
     template: Template
     place: Place
     is_local: bool
+    is_same: bool = False
 
 
 def _with(there: str | tuple[str, ...], uid: str) -> str | tuple[str, ...]:

@@ -13,9 +13,11 @@ and tests read keeps the order of ztunnel src/proxy/metrics.rs, so `exposition` 
 import os
 import resource
 import time
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, Literal
 
 import trio
@@ -50,6 +52,10 @@ DNS_LABELS: Final = (
     "request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"
 )  # fmt: skip
 DNS_BUCKETS: Final = (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0)
+HOLD_FAMILY: Final = "event_loop_hold_seconds"
+HOLD_BUCKETS: Final = (
+    0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25
+)  # fmt: skip
 
 SUCCESS: Final = "-"
 
@@ -96,10 +102,10 @@ class Series:
 
 
 class RenderedFamily(Metric):
-    """A counter family whose samples exist as text already."""
+    """A family whose samples exist as text already."""
 
-    def __init__(self, name: str, documentation: str, lines: list[str]) -> None:
-        super().__init__(name, documentation, "counter")
+    def __init__(self, name: str, documentation: str, lines: list[str], kind: str = "counter") -> None:
+        super().__init__(name, documentation, kind)
         self.lines = lines
 
 
@@ -195,19 +201,40 @@ class FailedSeries(Collector):
 
 
 class LoopWatch(trio.abc.Instrument):
-    """Counts how often the event loop went to sleep and woke."""
+    """Counts how often the event loop went to sleep and woke, and the turns in which it let nobody in."""
 
     def __init__(self) -> None:
         self.parked = 0
         self.woken = 0
+        self.holds = [0] * (len(HOLD_BUCKETS) + 1)
+        self.turns = 0
+        self.held_seconds = 0.0
+        self._began = time.perf_counter()
 
     def before_io_wait(self, timeout: float) -> None:
+        held = time.perf_counter() - self._began
+        self.turns += 1
+        self.held_seconds += held
+        if held > HOLD_BUCKETS[0]:
+            self.holds[bisect_left(HOLD_BUCKETS, held)] += 1
         if timeout > 0:
             self.parked += 1
 
     def after_io_wait(self, timeout: float) -> None:
+        self._began = time.perf_counter()
         if timeout > 0:
             self.woken += 1
+
+    def hold_lines(self) -> list[str]:
+        """The histogram of holds, as samples."""
+        self.holds[0] = self.turns - sum(self.holds[1:])
+        total, lines = 0, []
+        for bound, count in zip((*HOLD_BUCKETS, inf), self.holds, strict=True):
+            total += count
+            most = "+Inf" if bound == inf else float_text(bound)
+            lines.append(f'{HOLD_FAMILY}_bucket{{le="{most}"}} {total}')
+        lines += [f"{HOLD_FAMILY}_count {total}", f"{HOLD_FAMILY}_sum {float_text(self.held_seconds)}"]
+        return lines
 
 
 class ProcessAndLoop(Collector):
@@ -247,6 +274,8 @@ class ProcessAndLoop(Collector):
             both = self.watch.parked + self.watch.woken
             text = "the total number of times the given worker thread has parked and unparked"
             yield RenderedFamily(name, text, [f'{name}_total{{worker="0"}} {both}'])
+            text = "how long the event loop worked before it looked at the network again (unstable)"
+            yield RenderedFamily(HOLD_FAMILY, text, self.watch.hold_lines(), "histogram")
 
 
 class Recent:

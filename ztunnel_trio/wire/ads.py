@@ -3,19 +3,25 @@
 Theory of operation. `Discovery` lives as long as the process and knows, for each type, which resources the
 control plane has given us in which version. A stream begins with `open_stream()`: one request a type with the
 node and those versions, so that only what changed comes again. Each response goes through `ResponseSplitter`
-in pieces, is turned into resources, applied by the caller, and reported with `finish()`, which does the
-bookkeeping and returns the one ACK or NACK. `demand()` asks for one more name in on-demand mode.
+in pieces; its resources are decoded and applied by the caller, some at a time, and reported with `received()`
+and `removed()`; `finish()` returns the one ACK or NACK. `demand()` asks for one more name in on-demand mode.
 
 A resource that was rejected keeps the version we had of it before: after a reconnect it comes again.
+
+A mesh may have hundreds of thousands of resources. Nothing here therefore takes longer for more of them, but
+for the generators, which let the caller pause, and versions are kept only for what one request can name
+(`Known`).
 
 `Retries` says how long to wait after a stream has ended, from how it ended.
 """
 
+from array import array
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from mmap import mmap
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -27,6 +33,9 @@ DELTA_PATH: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Delt
 REQUEST_LIMIT_BYTES: Final = 4 * 1024 * 1024 - 64 * 1024  # istiod takes 4 MiB (ISTIO_GPRC_MAXRECVMSGSIZE)
 MAX_RESOURCES: Final = 4_000_000  # of one response; ten times the largest mesh istiod is built for
 _MAX_VARINT_BYTES: Final = 10
+_BLOCK_BYTES: Final = 1024 * 1024
+_NAMES_AT_ONCE: Final = 256
+_REJECTIONS_TOLD: Final = 1000
 _DOMAIN_OF_NODE_IDS: Final = "svc.cluster.local"  # literal, whatever the cluster's domain is
 
 JsonValue = None | bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
@@ -72,19 +81,94 @@ class Subscription:
     on_demand: bool = False
 
 
+class Resources:
+    """The resources of a response, still encoded, in order; each is cut out when it is its turn.
+
+    They lie in blocks of memory of their own, which go back to the system one by one: the whole mesh comes
+    in one message, and as many small objects in the heap would leave it full of holes.
+    """
+
+    __slots__ = ("_blocks", "_count")
+
+    def __init__(self) -> None:
+        self._blocks: deque[_Block] = deque()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, most: int) -> list[bytes]:
+        """Up to that many from the front; they are not kept."""
+        if not self._blocks:
+            return []
+        block = self._blocks[0]
+        taken = block.take(most)
+        if block.is_used_up:
+            block.memory.close()
+            self._blocks.popleft()
+        self._count -= len(taken)
+        return taken
+
+    def room_for(self, size: int, announced: int) -> "_Block":
+        """A block that takes so many bytes more, of a message that has so many left."""
+        if self._blocks and self._blocks[-1].room >= size:
+            return self._blocks[-1]
+        return _Block(max(size, min(announced, _BLOCK_BYTES)))
+
+    def add(self, block: "_Block", data: memoryview, bounds: list[int]) -> None:
+        """Keep data in a block of `room_for`; begins and ends of the resources in it, counted from there."""
+        block.put(data, bounds)
+        if not self._blocks or self._blocks[-1] is not block:
+            self._blocks.append(block)
+        self._count += len(bounds) // 2
+
+
+class _Block:
+    """Memory with resources in it."""
+
+    __slots__ = ("_bounds", "_filled", "_position", "memory")
+
+    def __init__(self, size: int) -> None:
+        self.memory = mmap(-1, size)
+        self._filled = 0
+        self._bounds = array("I")
+        self._position = 0
+
+    @property
+    def room(self) -> int:
+        return len(self.memory) - self._filled
+
+    @property
+    def is_used_up(self) -> bool:
+        return self._position == len(self._bounds)
+
+    def put(self, data: memoryview, bounds: list[int]) -> None:
+        base, self._filled = self._filled, self._filled + len(data)
+        self.memory[base : self._filled] = data
+        self._bounds.extend([base + bound for bound in bounds] if base else bounds)
+
+    def take(self, most: int) -> list[bytes]:
+        memory, some = self.memory, self._bounds[self._position : self._position + 2 * most]
+        self._position += len(some)
+        return [memory[some[at] : some[at + 1]] for at in range(0, len(some), 2)]
+
+
 @dataclass(slots=True, eq=False)
 class Response:
-    """One DeltaDiscoveryResponse cut into its parts; `resources` are still encoded `Resource` messages."""
+    """One DeltaDiscoveryResponse cut into its parts; `resources` are still encoded `Resource` messages.
+
+    `count` is how many resources it brought; `resources` holds those not yet taken.
+    """
 
     system_version_info: str = ""
     type_url: str = ""
     nonce: str = ""
-    resources: deque[bytes] = field(default_factory=deque)
+    resources: Resources = field(default_factory=Resources)
     removed: list[str] = field(default_factory=list)
+    count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(NamedTuple):
     """One resource of a response. `value` is None when the payload is missing."""
 
     name: str
@@ -102,27 +186,33 @@ class Rejection:
 
 
 @dataclass(slots=True, eq=False)
-class Outcome:
-    """What became of a response's resources: kept by the caller while it applies them, slice by slice.
+class Rejections:
+    """Why resources of a response were not taken: the first thousand, and how many more.
 
     `unusable` holds what did not decode, `refused` what the mesh would not take; a NACK names the latter
-    first. Payloads are not kept.
+    first.
     """
 
-    versions: dict[str, str] = field(default_factory=dict)
-    aliases: list[str] = field(default_factory=list)
     refused: list[Rejection] = field(default_factory=list)
     unusable: list[Rejection] = field(default_factory=list)
+    more: int = 0
 
-    def receive(self, resource: Resource) -> None:
-        """Note that a resource was in the response, whatever becomes of it."""
-        self.versions[resource.name] = resource.version
-        self.aliases.extend(resource.aliases)
+    def refuse(self, rejection: Rejection, *, is_unusable: bool) -> None:
+        """Note one more."""
+        if len(self.refused) + len(self.unusable) >= _REJECTIONS_TOLD:
+            self.more += 1
+        elif is_unusable:
+            self.unusable.append(rejection)
+        else:
+            self.refused.append(rejection)
 
     @property
-    def rejections(self) -> list[Rejection]:
-        """Every rejection in the order of the NACK text."""
-        return [*self.refused, *self.unusable]
+    def text(self) -> str | None:
+        """The NACK's text; None when there are none."""
+        told = [f"{one.name}: {one.reason}" for one in (*self.refused, *self.unusable)]
+        if self.more:
+            told.append(f"and {self.more} more")
+        return "; ".join(told) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +223,7 @@ class Finished:
     error: str | None
     """The NACK's text; None for an ACK."""
     answered: tuple[str, ...]
+    """The names that were demanded and are answered by this response."""
     became_ready: bool
     """This response completed the first full picture of every wildcard type."""
 
@@ -162,7 +253,14 @@ class ResponseSplitter:
         if self._parts_bytes < self._field_bytes:
             return
         data = b"".join(self._parts) if len(self._parts) > 1 else data
-        used = self._cut(data)
+        bounds: list[int] = []
+        used = self._cut(data, bounds)
+        if bounds:
+            resources = self._response.resources
+            block = resources.room_for(bounds[-1], self._remaining)
+            resources.add(block, memoryview(data)[: bounds[-1]], bounds)
+            if len(resources) > MAX_RESOURCES:
+                raise PeerBrokeProtocol("discovery response has too many resources")
         rest = data[used:]
         self._parts = [rest] if rest else []
         self._parts_bytes = len(rest)
@@ -176,16 +274,27 @@ class ResponseSplitter:
         """
         if self._remaining:
             raise PeerBrokeProtocol("discovery response ends within a field")
+        self._response.count = len(self._response.resources)
         return self._response
 
-    def _cut(self, data: bytes) -> int:
-        """Take every complete field from the front; returns how many bytes those had."""
+    def _cut(self, data: bytes, bounds: list[int]) -> int:
+        """Take every complete field from the front; returns how many bytes those had.
+
+        Appends where resources begin and end.
+        """
         position, end = 0, len(data)
-        resources = self._response.resources
         self._field_bytes = 0
         while position < end:
             begin = position
             tag = data[position]
+            if tag == 0x12 and end - position > 3:  # a resource, whose length mostly takes two bytes
+                low, high = data[position + 1], data[position + 2]
+                if low >= 0x80 > high:
+                    stop = position + 3 + (low & 0x7F | high << 7)
+                    if stop <= end:
+                        bounds += (position + 3, stop)
+                        position = stop
+                        continue
             position += 1
             if tag & 0x80:
                 tag, position = _varint(data, begin, end)
@@ -212,9 +321,7 @@ class ResponseSplitter:
                 self._field_bytes = stop - begin
                 return begin
             if tag == 0x12:
-                resources.append(data[position:stop])
-                if len(resources) > MAX_RESOURCES:
-                    raise PeerBrokeProtocol("discovery response has too many resources")
+                bounds += (position, stop)
             else:
                 self._take_text(tag >> 3, data[position:stop])
             position = stop
@@ -285,14 +392,101 @@ def parse_resource(encoded: bytes) -> Resource:
         message = xds_pb2.Resource.FromString(encoded)
     except DecodeError as error:
         raise PeerBrokeProtocol(f"decode: {error}") from error
-    value = message.resource.value if message.HasField("resource") else None
+    value = message.resource.value
+    if not value and not message.HasField("resource"):
+        return Resource(message.name, message.version, tuple(message.aliases), None)
     return Resource(message.name, message.version, tuple(message.aliases), value)
+
+
+class Known:
+    """What we have of one type: the versions of as many resources as one request may name, of the others
+    the names alone.
+
+    The control plane takes requests of 4 MiB (`REQUEST_LIMIT_BYTES`); what a request does not name comes
+    again, or is gone without a word. An unnamed resource carries the number of the last stream that
+    brought it, which tells the two apart.
+    """
+
+    __slots__ = ("_named", "_room", "_stream", "_unnamed")
+
+    def __init__(self, room_bytes: int) -> None:
+        self._room = room_bytes
+        self._stream = 0
+        self._named: dict[str, str] = {}
+        self._unnamed: dict[str, int] = {}
+
+    def as_dict(self) -> dict[str, str | None]:
+        """All of it; None for the version of an unnamed one."""
+        return {**self._named, **dict.fromkeys(self._unnamed)}
+
+    def __len__(self) -> int:
+        return len(self._named) + len(self._unnamed)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._named or name in self._unnamed
+
+    def begin_stream(self) -> None:
+        """From now on what comes is of another stream."""
+        self._stream += 1
+
+    def put(self, name: str, version: str) -> None:
+        """We have that version now."""
+        before = self._named.get(name)
+        if before is not None:
+            if len(before) != len(version):
+                self._room += _entry_bytes(name, before) - _entry_bytes(name, version)
+            self._named[name] = version
+            if self._room < 0:
+                self._room += _entry_bytes(name, version)
+                del self._named[name]
+                self._unnamed[name] = self._stream
+            return
+        size = _entry_bytes(name, version)
+        if size <= self._room:
+            self._unnamed.pop(name, None)
+            self._named[name] = version
+            self._room -= size
+        else:
+            self._unnamed[name] = self._stream
+
+    def hear(self, name: str) -> None:
+        """It came, but we keep what we had."""
+        if name in self._unnamed:
+            self._unnamed[name] = self._stream
+
+    def drop(self, name: str) -> None:
+        """We have it no more."""
+        version = self._named.pop(name, None)
+        if version is None:
+            self._unnamed.pop(name, None)
+        else:
+            self._room += _entry_bytes(name, version)
+
+    def versions(self) -> Iterator[dict[str, str]]:
+        """What a request names, some at a time; changes meanwhile may or may not be seen."""
+        for names in _some_at_a_time(list(self._named)):
+            yield {name: version for name in names if (version := self._named.get(name)) is not None}
+
+    def unnamed(self) -> Iterator[list[str]]:
+        """The names a request has no room for, some at a time."""
+        yield from _some_at_a_time(list(self._unnamed))
+
+    def vanished(self) -> Iterator[list[str]]:
+        """The unnamed that this stream has not brought, some at a time."""
+        for names in _some_at_a_time(list(self._unnamed)):
+            yield [name for name in names if self._unnamed.get(name, self._stream) != self._stream]
+
+
+def _some_at_a_time(names: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(names), _NAMES_AT_ONCE):
+        yield names[start : start + _NAMES_AT_ONCE]
 
 
 class Discovery:
     """The client's memory of what it was told and what it asked for. See the module's text."""
 
     __slots__ = (
+        "_answered",
         "_answered_once",
         "_asked",
         "_awaited",
@@ -300,7 +494,6 @@ class Discovery:
         "_node",
         "_request_limit_bytes",
         "_subscriptions",
-        "_unnamed",
     )
 
     def __init__(
@@ -313,12 +506,15 @@ class Discovery:
         self._node = node
         self._subscriptions = {one.type_url: one for one in subscriptions}
         self._request_limit_bytes = request_limit_bytes
-        self._known: dict[str, dict[str, str]] = {type_url: {} for type_url in self._subscriptions}
+        self._known = {
+            type_url: Known(request_limit_bytes - len(self._bare_request(one)))
+            for type_url, one in self._subscriptions.items()
+        }
         self._awaited = {one.type_url for one in self._subscriptions.values() if not one.on_demand}
         # of this stream:
-        self._unnamed: dict[str, set[str]] = {}
         self._answered_once: set[str] = set()
         self._asked: dict[tuple[str, str], None] = {}
+        self._answered: dict[str, None] = {}  # of the response that is being applied
 
     @property
     def is_ready(self) -> bool:
@@ -329,118 +525,143 @@ class Discovery:
         """Whether we asked for this type; a response of another one is acknowledged and dropped."""
         return type_url in self._subscriptions
 
-    def known(self, type_url: str) -> Mapping[str, str]:
-        """Name to version of what we have of a type; the version is empty where none was given."""
-        return self._known[type_url]
+    def known(self, type_url: str) -> dict[str, str | None]:
+        """Name to version of what we have of a type: empty where none was given, None where none is kept."""
+        return self._known[type_url].as_dict()
 
-    def open_stream(self) -> list[bytes]:
-        """The first requests of a new stream, to be written without waiting for anything."""
-        self._unnamed.clear()
+    def open_stream(self) -> Iterator[bytes | None]:
+        """The first requests of a new stream, to be written without waiting for an answer.
+
+        A None is nothing to write, but a moment to let others run.
+        """
         self._answered_once.clear()
         self._asked.clear()
-        return [
-            request.SerializeToString()
-            for subscription in self._subscriptions.values()
-            for request in self._initial(subscription)
-        ]
+        self._answered.clear()
+        for known in self._known.values():
+            known.begin_stream()
+        for subscription in self._subscriptions.values():
+            yield from self._initial(subscription)
 
     def demand(self, type_url: str, name: str) -> bytes:
         """The request for one more resource of an on-demand type."""
         if type_url not in self._subscriptions:
             raise WeBrokeProtocol(f"demand for a type never subscribed: {type_url}")
-        self._known[type_url].setdefault(name, "")
+        known = self._known[type_url]
+        if name not in known:
+            known.put(name, "")
         self._asked[type_url, name] = None
         return xds_pb2.DeltaDiscoveryRequest(
             type_url=type_url, resource_names_subscribe=[name]
         ).SerializeToString()
 
-    def vanished(self, response: Response, outcome: Outcome) -> list[str]:
-        """Names to remove although the response does not say so; ask before applying removals.
+    def received(
+        self, type_url: str, resources: Iterable[Resource], rejected: Collection[str] = frozenset()
+    ) -> None:
+        """The mesh has these resources of a response now, but for the rejected ones."""
+        known = self._known[type_url]
+        put = known.put
+        for name, version, aliases, _ in resources:
+            if name in rejected:
+                known.hear(name)
+            else:
+                put(name, version)
+            if self._asked:
+                self._answer(type_url, name, *aliases)
+
+    def removed(self, type_url: str, names: Iterable[str]) -> None:
+        """The mesh has these no more, or never had them."""
+        known = self._known[type_url]
+        for name in names:
+            known.drop(name)
+        if self._asked:
+            self._answer(type_url, *names)
+
+    def vanished(self, type_url: str) -> Iterator[list[str]]:
+        """Names to remove although no response says so, some at a time; ask when all resources are applied.
 
         Not every version may fit the first request. What was left out exists only if it comes again in the
         first answer of the stream: the control plane sends all that it was not told we have.
         """
-        unnamed = self._unnamed.get(response.type_url)
-        if not unnamed or response.type_url in self._answered_once:
-            return []
-        return sorted(unnamed - outcome.versions.keys() - set(response.removed))
+        if type_url in self._answered_once or self._subscriptions[type_url].on_demand:
+            return iter(())
+        return self._known[type_url].vanished()
 
-    def finish(self, response: Response, outcome: Outcome, vanished: Sequence[str] = ()) -> Finished:
-        """Record what was applied and answer the response. Call it after the mesh is up to date.
+    def finish(self, response: Response, rejections: Rejections) -> Finished:
+        """Answer a response. Call it after the mesh is up to date and all of it was reported.
 
         An unknown type is acknowledged and leaves no trace.
         """
         type_url = response.type_url
-        rejections = outcome.rejections
         answered: tuple[str, ...] = ()
         if self.handles(type_url):
-            answered = self._record(response, outcome, vanished)
+            if not response.count and not response.removed and type_url in self._answered_once:
+                # istiod pushes nothing that is empty: this answers the oldest question still open
+                oldest = next((name for kind, name in self._asked if kind == type_url), None)
+                if oldest is not None:
+                    self._answer(type_url, oldest)
+            self._answered_once.add(type_url)
+            answered = tuple(self._answered)
+            self._answered.clear()
+        error = rejections.text
         became_ready = False
-        if not rejections and type_url in self._awaited:
+        if error is None and type_url in self._awaited:
             self._awaited.discard(type_url)
             became_ready = not self._awaited
-        error = "; ".join(f"{one.name}: {one.reason}" for one in rejections) if rejections else None
         request = xds_pb2.DeltaDiscoveryRequest(type_url=type_url, response_nonce=response.nonce)
         if error is not None:
-            request.error_detail.message = _bounded(error, self._request_limit_bytes // 2)
+            error = _bounded(error, self._request_limit_bytes // 2)
+            request.error_detail.message = error
         return Finished(request.SerializeToString(), error, answered, became_ready)
 
-    def _record(self, response: Response, outcome: Outcome, vanished: Sequence[str]) -> tuple[str, ...]:
-        type_url = response.type_url
-        known = self._known[type_url]
-        answered: dict[str, None] = {}
-        for name in (*response.removed, *vanished):
-            known.pop(name, None)
-            answered[name] = None
-        rejected = {one.name for one in outcome.rejections}
-        known.update((name, version) for name, version in outcome.versions.items() if name not in rejected)
-        answered.update(dict.fromkeys(outcome.versions))
-        answered.update(dict.fromkeys(outcome.aliases))
-        if not answered and type_url in self._answered_once:
-            # istiod pushes nothing that is empty: this answers the oldest question still open
-            oldest = next((name for kind, name in self._asked if kind == type_url), None)
-            if oldest is not None:
-                answered[oldest] = None
-        for name in answered:
-            self._asked.pop((type_url, name), None)
-        self._answered_once.add(type_url)
-        self._unnamed.pop(type_url, None)
-        return tuple(answered)
-
-    def _initial(self, subscription: Subscription) -> list[xds_pb2.DeltaDiscoveryRequest]:
-        """The first request of a type, and the further ones it takes to name what did not fit (on demand)."""
-        first = xds_pb2.DeltaDiscoveryRequest(node=self._node, type_url=subscription.type_url)
-        if subscription.on_demand:  # subscribed to nothing yet: no list at all would mean everything
-            first.resource_names_subscribe.append("*")
-            first.resource_names_unsubscribe.append("*")
-        room = self._request_limit_bytes - first.ByteSize()
-        left_out: list[str] = []
-        for name, version in self._known[subscription.type_url].items():
-            room -= _entry_bytes(name, version)
-            if room >= 0:
-                first.initial_resource_versions[name] = version
-            else:
-                left_out.append(name)
-        if not subscription.on_demand:
-            self._unnamed[subscription.type_url] = set(left_out)
-            return [first]
-        return [first, *self._subscribe(subscription.type_url, left_out)]
-
-    def _subscribe(self, type_url: str, names: list[str]) -> list[xds_pb2.DeltaDiscoveryRequest]:
-        requests: list[xds_pb2.DeltaDiscoveryRequest] = []
-        room = 0
+    def _answer(self, type_url: str, *names: str) -> None:
         for name in names:
-            room -= _entry_bytes(name, "")
-            if room < 0 or not requests:
-                requests.append(xds_pb2.DeltaDiscoveryRequest(type_url=type_url))
-                room = self._request_limit_bytes - requests[-1].ByteSize()
-            requests[-1].resource_names_subscribe.append(name)
-        return requests
+            if (type_url, name) in self._asked:
+                del self._asked[type_url, name]
+                self._answered[name] = None
+
+    def _bare_request(self, subscription: Subscription) -> bytes:
+        """The first request of a type, without versions."""
+        request = xds_pb2.DeltaDiscoveryRequest(node=self._node, type_url=subscription.type_url)
+        if subscription.on_demand:  # subscribed to nothing yet: no list at all would mean everything
+            request.resource_names_subscribe.append("*")
+            request.resource_names_unsubscribe.append("*")
+        return request.SerializeToString()
+
+    def _initial(self, subscription: Subscription) -> Iterator[bytes | None]:
+        """The first request of a type, and the further ones it takes to name what did not fit (on demand)."""
+        known = self._known[subscription.type_url]
+        parts = [self._bare_request(subscription)]  # encoded messages in a row are one message
+        for versions in known.versions():
+            request = xds_pb2.DeltaDiscoveryRequest(initial_resource_versions=versions)
+            parts.append(request.SerializeToString())
+            yield None
+        yield b"".join(parts)
+        if subscription.on_demand:
+            yield from self._subscribe(subscription.type_url, known.unnamed())
+
+    def _subscribe(self, type_url: str, names: Iterable[list[str]]) -> Iterator[bytes | None]:
+        parts = [beginning := xds_pb2.DeltaDiscoveryRequest(type_url=type_url).SerializeToString()]
+        room = self._request_limit_bytes - len(beginning)
+        for some in names:
+            for name in some:
+                part = xds_pb2.DeltaDiscoveryRequest(resource_names_subscribe=[name]).SerializeToString()
+                if len(part) > room and len(parts) > 1:
+                    yield b"".join(parts)
+                    parts = [beginning]
+                    room = self._request_limit_bytes - len(beginning)
+                parts.append(part)
+                room -= len(part)
+            yield None
+        if len(parts) > 1:
+            yield b"".join(parts)
 
 
 def _entry_bytes(name: str, version: str) -> int:
-    """An upper bound for one map entry on the wire: two strings and three tags with lengths up to 5 bytes."""
-    return len(name.encode()) + len(version.encode()) + 18
+    """An upper bound for one map entry on the wire: two strings and three tags with their lengths."""
+    size = (len(name) if name.isascii() else len(name.encode())) + (
+        len(version) if version.isascii() else len(version.encode())
+    )
+    return size + (6 if size < 120 else 18)  # protobuf: a length below 128 takes one byte
 
 
 def _bounded(text: str, limit_bytes: int) -> str:

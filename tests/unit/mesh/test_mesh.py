@@ -523,3 +523,52 @@ def test_a_recorded_mesh_can_be_forgotten_completely() -> None:
     assert not mesh._services._by_cidr
     assert len(mesh._workloads._templates) == len(mesh._workloads._places) == 0
     assert not mesh._workloads._local
+
+
+def test_a_workload_that_comes_again_as_it_was_changes_nothing() -> None:
+    mesh = mesh_of(service("ns/a", "10.1.0.1"), pod("x", "10.0.0.1", services=["ns/a"]))
+    before, revision = mesh.workload("x"), mesh.revision
+
+    changes = mesh.apply(Batch(addresses=[pod("x", "10.0.0.1", services=["ns/a"])]))
+
+    assert not changes.addresses
+    assert mesh.revision == revision
+    assert mesh.workload("x") is before
+
+
+def test_a_workload_that_comes_again_gives_a_service_made_anew_its_endpoint() -> None:
+    entry = pod("x", "10.0.0.1", services=["ns/a"])
+    mesh = mesh_of(service("ns/a", "10.1.0.1"), entry)
+    mesh.apply(Batch(removed_addresses=["ns/a"]))
+    mesh.apply(Batch(addresses=[service("ns/a", "10.1.0.1")]))
+    assert not mesh.endpoints(key("ns/a"))
+
+    changes = mesh.apply(Batch(addresses=[entry]))
+
+    assert list(mesh.endpoints(key("ns/a"))) == ["x"]
+    assert changes.addresses
+
+
+def test_of_two_with_one_address_the_last_to_come_counts_though_unchanged() -> None:
+    first, second = pod("x", "10.0.0.1"), pod("y", "10.0.0.1")
+    mesh = mesh_of(first, second)
+    assert uid_at(mesh, "10.0.0.1") == "y"
+
+    mesh.apply(Batch(addresses=[first]))
+
+    assert uid_at(mesh, "10.0.0.1") == "x"
+
+
+def test_a_workload_that_moves_keeps_its_address_and_shows_its_new_place() -> None:
+    mesh = mesh_of(pod("x", "10.0.0.1", node="n1"))
+
+    mesh.apply(Batch(addresses=[pod("x", "10.0.0.1", node="n2")]))
+
+    found = mesh.workload_at(at("10.0.0.1"))
+    assert found is not None
+    assert found.node == "n2"
+
+
+def uid_at(mesh: Mesh, address: str) -> str | None:
+    found = mesh.workload_at(at(address))
+    return None if found is None else found.uid

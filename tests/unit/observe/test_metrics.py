@@ -1,5 +1,6 @@
 import math
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -292,6 +293,27 @@ async def test_the_loop_is_shown_as_one_worker() -> None:
     assert re.search(
         r'^tokio_worker_total_busy_duration_seconds_total\{worker="0"\} \d+\.\d+$', text, re.MULTILINE
     )
+
+
+@trio_test
+async def test_turns_in_which_the_loop_let_nobody_in_are_counted_by_length() -> None:
+    metrics = Metrics()
+    metrics.watch_loop()
+    await trio.sleep(0.002)
+    time.sleep(0.06)  # noqa: ASYNC251  the hold itself
+    await trio.sleep(0.002)
+
+    text = metrics.render().decode()
+
+    counts = {
+        match[1]: int(match[2])
+        for match in re.finditer(r'^event_loop_hold_seconds_bucket\{le="(.+)"\} (\d+)$', text, re.MULTILINE)
+    }
+    total = int(re.search(r"^event_loop_hold_seconds_count (\d+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+    assert counts["0.05"] == total - 1
+    assert counts["0.25"] == counts["+Inf"] == total
+    assert list(counts.values()) == sorted(counts.values())
+    assert float(re.search(r"^event_loop_hold_seconds_sum (.+)$", text, re.MULTILINE)[1]) > 0.06  # type: ignore[index]
 
 
 @pytest.fixture

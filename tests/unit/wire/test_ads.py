@@ -1,5 +1,7 @@
 """Delta xDS: what is asked first, what is remembered, what is answered, and how long to wait after an end."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from ztunnel_trio.errors import PeerBrokeProtocol, WeBrokeProtocol
@@ -13,8 +15,8 @@ from ztunnel_trio.wire.ads import (
     Finished,
     NodeFacts,
     OtherEnd,
-    Outcome,
     Rejection,
+    Rejections,
     Resource,
     Response,
     ResponseSplitter,
@@ -35,8 +37,8 @@ def discovery(*, on_demand: bool = False, limit: int = 4_000_000) -> Discovery:
     return Discovery(NODE.as_node(), subscriptions, request_limit_bytes=limit)
 
 
-def requests(encoded: list[bytes]) -> list[xds_pb2.DeltaDiscoveryRequest]:
-    return [Request.FromString(one) for one in encoded]
+def requests(encoded: Iterable[bytes | None]) -> list[xds_pb2.DeltaDiscoveryRequest]:
+    return [Request.FromString(one) for one in encoded if one is not None]
 
 
 def resource(name: str, version: str = "", aliases: tuple[str, ...] = ()) -> Resource:
@@ -52,11 +54,15 @@ def take(
     unusable: list[Rejection] | None = None,
 ) -> Finished:
     """Receive and finish one response."""
-    response = Response(type_url=type_url, nonce="n1", removed=removed or [])
-    outcome = Outcome(refused=refused or [], unusable=unusable or [])
-    for one in resources:
-        outcome.receive(one)
-    return core.finish(response, outcome, core.vanished(response, outcome))
+    response = Response(type_url=type_url, nonce="n1", removed=removed or [], count=len(resources))
+    rejections = Rejections(refused or [], unusable or [])
+    if core.handles(type_url):
+        rejected = {one.name for one in (*rejections.refused, *rejections.unusable)}
+        core.received(type_url, resources, rejected)
+        core.removed(type_url, response.removed)
+        for names in core.vanished(type_url):
+            core.removed(type_url, names)
+    return core.finish(response, rejections)
 
 
 def test_the_node_is_named_in_four_parts_and_metadata_override_each_other() -> None:
@@ -109,7 +115,7 @@ def test_on_demand_subscribes_to_nothing_yet_and_policies_to_all() -> None:
 
 def test_an_accepted_response_is_acknowledged_by_its_nonce_alone() -> None:
     core = discovery()
-    core.open_stream()
+    requests(core.open_stream())
 
     finished = take(core, resource("a", "v1"))
 
@@ -121,7 +127,7 @@ def test_an_accepted_response_is_acknowledged_by_its_nonce_alone() -> None:
 
 def test_a_rejection_is_told_and_leaves_the_version_before() -> None:
     core = discovery()
-    core.open_stream()
+    requests(core.open_stream())
     take(core, resource("old", "v1"))
 
     finished = take(
@@ -142,7 +148,7 @@ def test_a_rejection_is_told_and_leaves_the_version_before() -> None:
 def test_a_reconnect_echoes_what_was_kept() -> None:
     """ztunnel src/xds/client.rs, test_reconnect_echoes_retained_versions."""
     core = discovery()
-    core.open_stream()
+    requests(core.open_stream())
     take(core, resource("foo0", "0.0.1"), resource("bad", "9.9.9"), unusable=[Rejection("bad", "decode: x")])
 
     address, policy = requests(core.open_stream())
@@ -154,24 +160,24 @@ def test_a_reconnect_echoes_what_was_kept() -> None:
 
 def test_an_empty_version_is_a_version() -> None:
     core = discovery()
-    core.open_stream()
+    requests(core.open_stream())
     take(core, resource("ns/policy", ""), type_url=AUTHORIZATION_TYPE)
 
     assert dict(requests(core.open_stream())[1].initial_resource_versions) == {"ns/policy": ""}
 
 
-def test_a_removed_name_is_forgotten_before_what_the_same_response_brings() -> None:
+def test_what_one_response_brings_and_removes_is_gone_as_it_is_from_the_mesh() -> None:
     core = discovery()
-    core.open_stream()
-    take(core, resource("a", "v1"), resource("b", "v1"))
+    requests(core.open_stream())
+    take(core, resource("a", "v1"), resource("b", "v1"), resource("c", "v1"))
     take(core, resource("b", "v2"), removed=["a", "b", "never"])
 
-    assert core.known(ADDRESS_TYPE) == {"b": "v2"}
+    assert core.known(ADDRESS_TYPE) == {"c": "v1"}
 
 
 def test_an_unknown_type_is_acknowledged_and_leaves_no_trace() -> None:
     core = discovery()
-    core.open_stream()
+    requests(core.open_stream())
 
     finished = take(core, resource("a", "v1"), type_url="type/Nonsense")
 
@@ -182,7 +188,7 @@ def test_an_unknown_type_is_acknowledged_and_leaves_no_trace() -> None:
 
 def test_ready_once_every_wildcard_type_was_accepted() -> None:
     core = discovery()
-    core.open_stream()
+    requests(core.open_stream())
 
     assert not take(core, resource("a"), refused=[Rejection("a", "no")]).became_ready
     assert not take(core, type_url=AUTHORIZATION_TYPE).became_ready
@@ -194,14 +200,14 @@ def test_ready_once_every_wildcard_type_was_accepted() -> None:
 
 def test_on_demand_readiness_waits_for_policies_only() -> None:
     core = discovery(on_demand=True)
-    core.open_stream()
+    requests(core.open_stream())
 
     assert take(core, type_url=AUTHORIZATION_TYPE).became_ready
 
 
 def test_a_demand_subscribes_one_name_without_node_and_nonce() -> None:
     core = discovery(on_demand=True)
-    core.open_stream()
+    requests(core.open_stream())
 
     request = Request.FromString(core.demand(ADDRESS_TYPE, "/127.0.0.1"))
 
@@ -211,7 +217,7 @@ def test_a_demand_subscribes_one_name_without_node_and_nonce() -> None:
 
 def test_a_demand_for_something_known_keeps_its_version() -> None:
     core = discovery(on_demand=True)
-    core.open_stream()
+    requests(core.open_stream())
     take(core, resource("uid", "v1"))
     core.demand(ADDRESS_TYPE, "uid")
 
@@ -225,17 +231,13 @@ def test_a_demand_for_a_type_never_subscribed_is_our_bug() -> None:
 
 def test_a_demand_is_answered_by_name_alias_absence_or_an_empty_answer() -> None:
     core = discovery(on_demand=True)
-    core.open_stream()
+    requests(core.open_stream())
     assert take(core).answered == ()  # the answer to the first request asks nobody
     for name in ("uid", "/10.0.0.1", "/10.0.0.2", "/10.0.0.3", "/10.0.0.4"):
         core.demand(ADDRESS_TYPE, name)
 
     assert take(core, resource("uid", "v1")).answered == ("uid",)
-    assert take(core, resource("uid2", "v1", ("/10.0.0.1", "net/10.0.0.1"))).answered == (
-        "uid2",
-        "/10.0.0.1",
-        "net/10.0.0.1",
-    )
+    assert take(core, resource("uid2", "v1", ("/10.0.0.1", "net/10.0.0.1"))).answered == ("/10.0.0.1",)
     assert take(core, removed=["/10.0.0.2"]).answered == ("/10.0.0.2",)
     assert take(core).answered == ("/10.0.0.3",)
     assert take(core).answered == ("/10.0.0.4",)
@@ -243,54 +245,101 @@ def test_a_demand_is_answered_by_name_alias_absence_or_an_empty_answer() -> None
     assert "/10.0.0.2" not in core.known(ADDRESS_TYPE)
 
 
+NAMES = [f"cluster1//v1/Pod/ns/pod-{number:04}" for number in range(100)]
+
+
 def test_what_does_not_fit_the_first_request_is_gone_if_it_does_not_come_again() -> None:
     core = discovery(limit=1500)
-    core.open_stream()
-    names = [f"cluster1//v1/Pod/ns/pod-{number:04}" for number in range(100)]
-    take(core, *(resource(name, "0123456789abcdef") for name in names))
+    requests(core.open_stream())
+    take(core, *(resource(name, "0123456789abcdef") for name in NAMES))
 
-    again = core.open_stream()
+    again = [one for one in core.open_stream() if one is not None]
 
     assert all(len(one) <= 1500 for one in again)
     named = set(requests(again)[0].initial_resource_versions)
-    left_out = sorted(set(names) - named)
-    assert named
-    assert left_out
-    take(core, *(resource(name, "v2") for name in left_out[1:]))
-    assert set(core.known(ADDRESS_TYPE)) == set(names) - {left_out[0]}
+    left_out = sorted(set(NAMES) - named)
+    assert 10 < len(named) < 40
+    take(
+        core,
+        *(resource(name, "v2") for name in left_out[2:]),
+        resource(left_out[1]),
+        refused=[Rejection(left_out[1], "bad")],
+    )
+    assert set(core.known(ADDRESS_TYPE)) == set(NAMES) - {left_out[0]}
+
+
+def test_what_did_not_come_before_a_stream_broke_is_not_gone_yet() -> None:
+    core = discovery(limit=1500)
+    requests(core.open_stream())
+    take(core, *(resource(name, "0123456789abcdef") for name in NAMES))
+    requests(core.open_stream())
+    core.received(ADDRESS_TYPE, [resource(NAMES[-1], "fedcba9876543210")])
+
+    requests(core.open_stream())
+    take(core, *(resource(name, "fedcba9876543210") for name in NAMES[10:-1]))
+
+    assert NAMES[-1] not in core.known(ADDRESS_TYPE)
+    assert NAMES[-2] in core.known(ADDRESS_TYPE)
 
 
 def test_only_the_first_answer_of_a_stream_tells_what_vanished() -> None:
     core = discovery(limit=1500)
-    core.open_stream()
-    names = [f"cluster1//v1/Pod/ns/pod-{number:04}" for number in range(100)]
-    take(core, *(resource(name, "v1") for name in names))
-    core.open_stream()
-    take(core, *(resource(name, "v1") for name in names))
+    requests(core.open_stream())
+    take(core, *(resource(name, "v1") for name in NAMES))
+    requests(core.open_stream())
+    take(core, *(resource(name, "v1") for name in NAMES))
 
-    later = Response(type_url=ADDRESS_TYPE)
-    assert core.vanished(later, Outcome()) == []
+    take(core, resource(NAMES[0], "v2"))
+
+    assert set(core.known(ADDRESS_TYPE)) == set(NAMES)
+
+
+def test_versions_are_kept_for_as_many_as_one_request_can_name() -> None:
+    core = discovery(limit=1500)
+    requests(core.open_stream())
+    take(core, *(resource(name, "v1") for name in NAMES))
+    first = [name for name, version in core.known(ADDRESS_TYPE).items() if version is not None]
+
+    take(core, removed=first[:2])
+    take(core, resource(NAMES[-1], "v2"))
+    take(core, resource(first[2], "a longer version " * 20))
+
+    known = core.known(ADDRESS_TYPE)
+    assert known[NAMES[-1]] == "v2"
+    assert known[first[2]] is None
+    encoded = [one for one in core.open_stream() if one is not None]
+    assert all(len(one) <= 1500 for one in encoded)
+    named = {name: version for name, version in known.items() if version is not None}
+    assert dict(requests(encoded)[0].initial_resource_versions) == named
 
 
 def test_on_demand_names_that_do_not_fit_follow_in_further_requests() -> None:
     core = discovery(on_demand=True, limit=1500)
-    core.open_stream()
-    names = [f"cluster1//v1/Pod/ns/pod-{number:04}" for number in range(100)]
-    take(core, *(resource(name, "v1") for name in names))
+    requests(core.open_stream())
+    take(core, *(resource(name, "v1") for name in NAMES))
 
     again = requests(core.open_stream())
 
     assert all(len(one.SerializeToString()) <= 1500 for one in again)
     asked = [name for one in again[1:] for name in one.resource_names_subscribe]
-    assert sorted([*again[0].initial_resource_versions, *asked]) == names
+    assert sorted([*again[0].initial_resource_versions, *asked]) == NAMES
     assert not any(one.HasField("node") for one in again[1:-1])
-    outcome = Outcome()
-    assert core.vanished(Response(type_url=ADDRESS_TYPE), outcome) == []
+    assert list(core.vanished(ADDRESS_TYPE)) == []
+
+
+def test_rejections_are_told_up_to_a_thousand() -> None:
+    rejections = Rejections()
+    for number in range(1005):
+        rejections.refuse(Rejection(f"n{number}", "bad"), is_unusable=number % 2 == 0)
+
+    assert rejections.text is not None
+    assert rejections.text.startswith("n1: bad; n3: bad")
+    assert rejections.text.endswith("; n998: bad; and 5 more")
 
 
 def test_a_nack_text_is_bounded() -> None:
     core = discovery(limit=1500)
-    core.open_stream()
+    requests(core.open_stream())
 
     finished = take(core, refused=[Rejection(f"name-{number}", "é" * 50) for number in range(100)])
 
