@@ -278,3 +278,41 @@ async def test_a_proxy_told_to_stop_serves_what_is_open_and_nothing_new(
 
     assert node.proxy.returncode == 0
     assert ours(client) == []
+
+
+@with_lab(LabSettings(nodes=("node-1",), watch_wire=False))
+async def test_while_one_proxy_takes_over_from_another_no_connection_is_refused(lab: Lab) -> None:
+    client = await lab.add_pod("client", node="node-1")
+    server = await lab.add_pod("server", node="node-1")
+    await server.serve(DOUBLE, double)
+    await server.serve(ECHO, apps.echo)
+    await lab.start()
+    node, target = lab.nodes["node-1"], SocketAddress(server.ip, DOUBLE)
+    successor = await lab.add_proxy(node, "node-1-next")
+    answers: list[bytes | str] = []
+
+    async def keep_calling() -> None:
+        while True:
+            answers.append(await fate(client, target))
+            await trio.sleep(0.005)
+
+    async with (
+        trio.open_nursery() as nursery,
+        await client.connect(SocketAddress(server.ip, ECHO)) as lasting,
+    ):
+        assert await ping(lasting)
+        nursery.start_soon(keep_calling)
+        successor.start(resolv=node.resolv)
+        await successor.wait_ready()
+        async with trio.open_nursery() as stopping:
+            stopping.start_soon(node.proxy.stop, signal.SIGTERM)
+            await trio.sleep(0.5)
+            assert await ping(lasting)
+            await lasting.aclose()
+        before = len(answers)
+        await until(lambda: len(answers) >= before + 20)
+        nursery.cancel_scope.cancel(reason="enough")
+
+    assert node.proxy.returncode == 0
+    assert set(answers) == {HELLO + HELLO}
+    assert ours(client) == OURS
