@@ -1,6 +1,7 @@
 """A mesh of a few workloads on loopback addresses, in one process: all a proxy needs, and its peers."""
 
 import logging
+import math
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -10,6 +11,7 @@ from functools import cache, partial
 from ipaddress import ip_address
 
 import trio
+import trio.testing
 
 from tests.fakes.pki import FAR_AWAY, LONG_AGO, Authority
 from tests.fakes.tunnels import App, tcp_pair
@@ -25,7 +27,7 @@ from ztunnel_trio.model.policy import Action, Authorization, Match, PolicyScope
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import InboundProtocol, Workload
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.listener import Listener
+from ztunnel_trio.net.listener import Listener, Serve, accept_into
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.net.tls import TlsContexts
@@ -56,6 +58,11 @@ PLAIN = Workload(
     uid="//Pod/ns/plain", name="plain", namespace="ns", service_account="plain",
     workload_name="plain", addresses=(ip_address("127.0.0.4"),), node="here",
 )  # fmt: skip
+
+
+def patient_clock() -> trio.testing.MockClock:
+    """Jumps when nothing has moved for a while: what is in the kernel's hands counts as moving."""
+    return trio.testing.MockClock(autojump_threshold=0.02)
 
 
 def at(text: str) -> SocketAddress:
@@ -108,22 +115,40 @@ class LoopbackSockets(SocketFactory):
     home: IPAddress = field(default=ip_address("127.0.0.1"))
     ports: dict[SocketAddress, int] = field(default_factory=dict)
     silent: set[IPAddress] = field(default_factory=set)  # nothing ever comes back from there
+    slow: dict[IPAddress, float] = field(default_factory=dict)  # seconds a dial takes
     dialled: list[SocketAddress] = field(default_factory=list)
+    waiting: dict[int, SocketAddress] = field(default_factory=dict)  # by descriptor
+
+    # Not super(): a slotted dataclass is another class than the one being defined here.
 
     def listen_tcp(
         self, address: SocketAddress, *, transparent: bool | None = False, keepalive: bool = False
     ) -> Listener:
-        # Not super(): a slotted dataclass is another class than the one being defined here.
         listener = SocketFactory.listen_tcp(self, SocketAddress(self.home, 0), keepalive=keepalive)
         self.ports[SocketAddress(self.home, address.port)] = listener.address.port
         return listener
 
-    async def connect(self, destination: SocketAddress, source: IPAddress | None = None) -> socket.socket:
+    def connect_nowait(
+        self, destination: SocketAddress, source: IPAddress | None = None
+    ) -> tuple[socket.socket, bool]:
         self.dialled.append(destination)
-        if destination.ip in self.silent:
-            await trio.sleep_forever()
-        port = self.ports.get(destination, destination.port)
-        return await SocketFactory.connect(self, SocketAddress(destination.ip, port), source)
+        there = SocketAddress(destination.ip, self.ports.get(destination, destination.port))
+        if there.ip in self.silent or there.ip in self.slow:
+            sock = self.tcp(socket.AF_INET)
+            self.waiting[sock.fileno()] = there
+            return sock, False
+        return SocketFactory.connect_nowait(self, there, source)
+
+    async def finish_connecting(self, sock: socket.socket) -> None:
+        there = self.waiting.pop(sock.fileno(), None)
+        if there is not None:
+            try:
+                await trio.sleep(math.inf if there.ip in self.silent else self.slow[there.ip])
+            except BaseException:
+                sock.close()
+                raise
+            sock.connect_ex((str(there.ip), there.port))
+        await SocketFactory.finish_connecting(self, sock)
 
 
 class Lines(logging.Handler):
@@ -177,6 +202,7 @@ class World:
     drain: Drain
     ports: dict[SocketAddress, int] = field(default_factory=dict)
     silent: set[IPAddress] = field(default_factory=set)
+    slow: dict[IPAddress, float] = field(default_factory=dict)
     registries: dict[str, Registry] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     hosts: dict[str, HostAnswer] = field(default_factory=dict)
@@ -205,7 +231,9 @@ class World:
         )
 
     def sockets(self, home: IPAddress, netns: Netns | None = None) -> LoopbackSockets:
-        return LoopbackSockets(netns, SocketSettings(reuse_port=False), home, self.ports, self.silent)
+        return LoopbackSockets(
+            netns, SocketSettings(reuse_port=False), home, self.ports, self.silent, self.slow
+        )
 
     def registry(self, workload: Workload) -> Registry:
         """The registry of a workload's proxy."""
@@ -265,9 +293,7 @@ class World:
         return listener.address
 
     @staticmethod
-    async def _accept(listener, serve, *, task_status) -> None:  # type: ignore[no-untyped-def]
-        from ztunnel_trio.net.listener import accept_into
-
+    async def _accept(listener: Listener, serve: Serve, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             async with trio.open_nursery() as connections:
                 task_status.started()

@@ -34,25 +34,28 @@ class Passthrough:
     is_transparent: bool
 
     async def serve(self, sock: socket.socket, client: SocketAddress) -> None:
-        """Serve one connection: judged by its address alone, as it proves no identity."""
+        """Serve one redirected connection."""
         with counted(self.node.metrics.sockets_open("destination")):
-            destination, began = original_destination(sock), self.node.access.now()
-            deny = partial(
-                self.node.access.refuse,
-                source=client,
-                destination=destination,
-                direction=Direction.INBOUND,
-            )
-            try:
-                admission = await self.admit(destination)
-            except Refused as error:
-                deny(refusal=error.refusal)
-                return
-            except BaseException as error:
-                deny(refusal=ended_by(error))
-                raise
-            record = self.node.access.open(self.facts(client, destination, admission), began=began)
-            await self.judge_and_carry(sock, client, destination, admission.workload, record)
+            await self.serve_to(sock, client, original_destination(sock))
+
+    async def serve_to(self, sock: socket.socket, client: SocketAddress, destination: SocketAddress) -> None:
+        """Serve a connection meant for `destination`: judged by its address alone, as it proves no identity.
+
+        Leaves one access line whatever happens.
+        """
+        access = self.node.access
+        began = access.now()
+        deny = partial(access.refuse, source=client, destination=destination, direction=Direction.INBOUND)
+        try:
+            admission = await self.admit(destination)
+        except Refused as error:
+            deny(refusal=error.refusal)
+            return
+        except BaseException as error:
+            deny(refusal=ended_by(error))
+            raise
+        record = access.open(self.facts(client, destination, admission), began=began)
+        await self.judge_and_carry(sock, client, destination, admission.workload, record)
 
     async def admit(self, destination: SocketAddress) -> PlainAdmission:
         """Whether a connection to there may be judged.

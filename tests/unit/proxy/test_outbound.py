@@ -11,7 +11,7 @@ import trio
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, tcp_pair, until
-from tests.fakes.world import PLAIN, SERVER, SOURCE, World, at, deny_all, world
+from tests.fakes.world import PLAIN, SERVER, SOURCE, World, at, deny_all, patient_clock, world
 from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.service import Service
@@ -93,7 +93,7 @@ async def test_a_connection_refused_before_there_was_a_route_leaves_one_early_li
         assert it.metric("istio_tcp_connections_opened_total") == 0
 
 
-@trio_test(autojump=True)
+@trio_test(clock=patient_clock())
 async def test_an_unknown_workload_is_waited_for() -> None:
     async with world() as it:
         began = trio.current_time()
@@ -220,7 +220,7 @@ async def test_a_proxy_that_cannot_reach_its_application_is_no_end() -> None:
 
 @pytest.mark.parametrize("like", [PLAIN, SERVER])
 def test_an_endpoint_that_does_not_answer_leaves_time_for_another(like: Workload) -> None:
-    @trio_test(autojump=True)
+    @trio_test(clock=patient_clock())
     async def main() -> None:
         async with world() as it:
             there = await it.echo(ip_address("127.0.1.1"))
@@ -241,7 +241,7 @@ def test_an_endpoint_that_does_not_answer_leaves_time_for_another(like: Workload
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_where_nobody_answers_it_takes_the_connect_deadline(count: int) -> None:
-    @trio_test(autojump=True)
+    @trio_test(clock=patient_clock())
     async def main() -> None:
         async with world() as it:
             endpoints = [endpoint(n, 80, SERVER) for n in range(1, count + 1)]
@@ -260,7 +260,7 @@ def test_where_nobody_answers_it_takes_the_connect_deadline(count: int) -> None:
     main()
 
 
-@trio_test(autojump=True)
+@trio_test(clock=patient_clock())
 async def test_an_endpoint_hurried_for_others_that_are_none_gets_the_rest_of_the_time() -> None:
     async with world() as it:
         slow = endpoint(1, 80, SERVER)
@@ -277,7 +277,7 @@ async def test_an_endpoint_hurried_for_others_that_are_none_gets_the_rest_of_the
 
 
 def test_time_is_shared_among_those_that_may_be_tried() -> None:
-    @trio_test(autojump=True)
+    @trio_test(clock=patient_clock())
     async def main() -> None:
         patience = Patience(trio.current_time() + 9, 2)
         assert patience.share(0) == pytest.approx(9)

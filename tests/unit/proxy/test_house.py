@@ -1,0 +1,294 @@
+"""Pods moving in and out."""
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes.cancellation import cancelled_everywhere_now
+from tests.fakes.trio_test import trio_test
+from tests.fakes.tunnels import until
+from tests.fakes.world import SERVER, SOURCE, LoopbackSockets, World, captured, patient_clock, world
+from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.workload import Workload
+from ztunnel_trio.net.netns import Netns
+from ztunnel_trio.net.sockets import BindFailed, SocketFactory, SocketSettings
+from ztunnel_trio.proxy.house import House, Lease, LeaseState, ProxyNotStarted
+from ztunnel_trio.spec.network import HBONE_PORT, OUTBOUND_PORT
+
+UID = "pod-1"
+
+
+@dataclass(eq=False)
+class FakeGate:
+    """What became of readiness, in order."""
+
+    said: list[str] = field(default_factory=list)
+
+    def open(self) -> None:
+        self.said.append("open")
+
+    def close(self) -> None:
+        self.said.append("closed")
+
+
+@dataclass(eq=False)
+class Hosted:
+    """A house in a world; `taken` are the homes where no port is to be had."""
+
+    it: World
+    house: House
+    taken: set[str] = field(default_factory=set)
+
+    def make_sockets(self, lease: Lease) -> SocketFactory:
+        if lease.info.name in self.taken:
+            raise BindFailed(
+                SocketAddress(SERVER.addresses[0], HBONE_PORT), OSError(errno.EADDRINUSE, "in use")
+            )
+        home = {SERVER.name: SERVER, SOURCE.name: SOURCE}.get(lease.info.name, SERVER).addresses[0]
+        return self.it.sockets(home)
+
+    def port(self, workload: Workload, port: int) -> SocketAddress:
+        """Where a workload's port really is."""
+        address = SocketAddress(workload.addresses[0], port)
+        return SocketAddress(address.ip, self.it.ports[address])
+
+    def numbers(self) -> tuple[int, int, int, int]:
+        """Active, pending, started, stopped."""
+        names = (
+            "active_proxy_count",
+            "pending_proxy_count",
+            "proxies_started_total",
+            "proxies_stopped_total",
+        )
+        active, pending, started, stopped = (self.it.metric(f"workload_manager_{name}") for name in names)
+        return active, pending, started, stopped
+
+
+@asynccontextmanager
+async def hosted(grace_seconds: float = 5.0) -> AsyncIterator[Hosted]:
+    async with world(grace_seconds=grace_seconds) as it, trio.open_nursery() as proxies:
+        house = House(it.node, proxies, it.drain, lambda lease: made.make_sockets(lease), None)
+        house.gate = FakeGate()
+        made = Hosted(it, house)
+        yield made
+        proxies.cancel_scope.cancel(reason="the test is over")
+
+
+async def can_connect(address: SocketAddress) -> bool:
+    try:
+        (await SocketFactory(None, SocketSettings()).connect(address)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def is_open(netns: Netns) -> bool:
+    return netns._fd >= 0
+
+
+@trio_test
+async def test_a_pod_moves_in_and_out() -> None:
+    async with hosted() as made:
+        netns = Netns.own()
+        with captured("ztunnel::proxy::inbound") as lines:
+            await made.house.start(UID, SERVER.info, netns)
+        assert [line["message"] for line in lines.lines] == ["listener established"]
+        door = made.port(SERVER, HBONE_PORT)
+        assert await can_connect(door)
+        lease = made.house.states()[UID]
+        assert isinstance(lease, Lease)
+        assert lease.state is LeaseState.UP
+        await until(lambda: made.numbers() == (1, 0, 1, 0))
+
+        with captured("ztunnel::drain") as lines:
+            await made.house.stop(UID)
+        assert {line["component"] for line in lines.lines} == {"inbound", "inbound passthrough", "outbound"}
+        assert {line["message"] for line in lines.lines} == {"shutdown complete"}
+        assert not await can_connect(door)
+        assert made.house.states() == {}
+        assert not is_open(netns)
+        assert made.numbers() == (0, 0, 1, 1)
+
+
+@trio_test
+async def test_a_port_that_is_taken_leaves_the_pod_pending() -> None:
+    async with hosted() as made:
+        netns = Netns.own()
+        made.taken.add(SERVER.name)
+        with pytest.raises(ProxyNotStarted, match=r"failed to bind to address 127\.0\.0\.3:15008: in use"):
+            await made.house.start(UID, SERVER.info, netns)
+        assert is_open(netns)
+        assert made.house.states() == {UID: SERVER.info}
+        assert made.numbers() == (0, 1, 0, 0)
+
+        made.taken.clear()
+        await made.house.start(UID, SERVER.info, netns)
+        await until(lambda: made.numbers() == (1, 0, 1, 0))
+
+
+@trio_test
+async def test_a_pending_pod_and_an_unknown_one_can_be_stopped() -> None:
+    async with hosted() as made:
+        made.taken.add(SERVER.name)
+        with closing(Netns.own()) as netns, pytest.raises(ProxyNotStarted):
+            await made.house.start(UID, SERVER.info, netns)
+        await made.house.stop(UID)
+        await made.house.stop("never heard of")
+        assert made.house.states() == {}
+        assert made.numbers() == (0, 0, 0, 0)
+
+
+@trio_test
+async def test_a_port_that_is_taken_frees_the_others() -> None:
+    async with hosted() as made:
+        sockets = made.it.sockets(SERVER.addresses[0])
+        bound: list[SocketAddress] = []
+
+        @dataclass(frozen=True, slots=True)
+        class Scarce(LoopbackSockets):
+            def listen_tcp(self, address, **how):  # type: ignore[no-untyped-def]
+                if address.port == OUTBOUND_PORT:
+                    raise BindFailed(address, OSError(errno.EADDRINUSE, "in use"))
+                listener = LoopbackSockets.listen_tcp(self, address, **how)
+                bound.append(listener.address)
+                return listener
+
+        made.house.make_sockets = lambda lease: Scarce(None, sockets.settings, sockets.home)
+        with closing(Netns.own()) as netns, pytest.raises(ProxyNotStarted):
+            await made.house.start(UID, SERVER.info, netns)
+        assert len(bound) == 2
+        assert [await can_connect(address) for address in bound] == [False, False]
+
+
+@trio_test(clock=patient_clock())
+async def test_a_proxy_that_fails_is_started_again_and_readiness_closed_meanwhile() -> None:
+    async with hosted() as made:
+        await made.house.start(UID, SERVER.info, Netns.own())
+        await trio.testing.wait_all_tasks_blocked()
+        lease = made.house.leases[UID]
+        with captured("ztunnel::inpod::statemanager") as lines:
+            assert lease.proxy is not None
+            lease.proxy.doors[0].listener.close()
+            await trio.sleep(0.5)
+            assert lease.has_failed
+            assert made.numbers()[:2] == (0, 1)
+            made.taken.add(SERVER.name)
+            await trio.sleep(1)
+            made.taken.clear()
+            await trio.sleep(1)
+        assert lease.state is LeaseState.UP
+        assert made.house.gate.said == ["closed", "open"]  # type: ignore[union-attr]
+        assert await can_connect(made.port(SERVER, HBONE_PORT))
+        assert [line["message"] for line in lines.lines] == [
+            "proxy of server.ns (server) failed, starting it again",
+            "proxy of server.ns (server) cannot start again: Address already in use (os error 98)",
+        ]
+        made.house.leases[UID].scope.cancel()
+        await lease.gone.wait()
+
+
+@trio_test(clock=patient_clock())
+async def test_a_failed_proxy_that_is_stopped_opens_readiness() -> None:
+    async with hosted() as made:
+        await made.house.start(UID, SERVER.info, Netns.own())
+        await trio.testing.wait_all_tasks_blocked()
+        made.house.leases[UID].proxy.doors[0].listener.close()  # type: ignore[union-attr]
+        await trio.sleep(0.5)
+        await made.house.stop(UID)
+        assert made.house.gate.said == ["closed", "open"]  # type: ignore[union-attr]
+
+
+@trio_test
+async def test_a_workload_served_here_begins_when_it_is_told() -> None:
+    async with hosted() as made:
+        begin = trio.Event()
+        await made.house.start_here("dedicated", SOURCE.info, begin=begin)
+        assert made.house.leases["dedicated"].state is LeaseState.PENDING
+        assert await can_connect(made.port(SOURCE, HBONE_PORT))  # waits in the queue
+        assert made.house.pods() == {}
+        begin.set()
+        await until(lambda: made.house.leases["dedicated"].state is LeaseState.UP)
+        assert made.numbers() == (0, 0, 0, 0)
+
+
+@trio_test
+async def test_a_drain_that_comes_before_the_beginning_ends_it() -> None:
+    async with hosted() as made:
+        await made.house.start_here("dedicated", SOURCE.info, begin=trio.Event())
+        lease = made.house.leases["dedicated"]
+        made.it.drain.request("SIGTERM")
+        await lease.gone.wait()
+        assert not await can_connect(made.port(SOURCE, HBONE_PORT))
+
+
+@trio_test
+async def test_our_own_listener_is_for_hbone_only() -> None:
+    async with hosted() as made:
+        await made.house.start_here("ztunnel", SERVER.info, is_own=True)
+        assert list(made.it.ports) == [SocketAddress(SERVER.addresses[0], HBONE_PORT)]
+
+
+@trio_test
+async def test_a_drain_ends_every_lease() -> None:
+    async with hosted() as made:
+        await made.house.start(UID, SERVER.info, Netns.own())
+        await made.house.start("pod-2", SOURCE.info, Netns.own())
+        leases = list(made.house.leases.values())
+        made.it.drain.request("SIGTERM")
+        for lease in leases:
+            await lease.gone.wait()
+        assert made.house.leases == {}
+        assert made.numbers() == (0, 0, 2, 2)
+
+
+@trio_test
+async def test_the_peers_of_a_deleted_pod_are_told() -> None:
+    """Both ways: those that have a tunnel to it, and those it has one to."""
+    async with hosted() as made:
+        it = made.it
+        await made.house.start(UID, SERVER.info, Netns.own())
+        there = await it.echo(SERVER.addresses[0])
+        outbound = it.outbound(SOURCE)
+        app = it.call(outbound, there)
+        await app.send(b"x")
+        assert await app.receive_exactly(1) == b"x"
+        (pooled,) = outbound.pool.pooled.values()
+
+        await made.house.stop(UID)
+        await pooled.tunnel.ended.wait()
+        assert pooled.tunnel._peer_last is not None  # a GOAWAY came before the end
+        await until(lambda: len(it.lines.complete) >= 1)
+        assert it.lines.errors("inbound") == ["connection closed due to connection drain"]
+
+
+def test_moving_in_and_out_cancelled_anywhere_leaves_nothing() -> None:
+    async def scenario() -> None:
+        async with hosted() as made:
+            netns = Netns.own()
+            try:
+                await made.house.start(UID, SERVER.info, netns)
+            except trio.Cancelled:
+                netns.close()  # not the house's
+                raise
+            assert await can_connect(made.port(SERVER, HBONE_PORT))
+            await made.house.stop(UID)
+            assert made.house.leases == {}
+            assert not is_open(netns)
+
+    assert cancelled_everywhere_now(scenario, autojump=False) > 15
+
+
+@trio_test
+async def test_a_lease_that_is_replaced_is_not_forgotten_by_the_old_one() -> None:
+    async with hosted() as made:
+        await made.house.start(UID, SERVER.info, Netns.own())
+        old = made.house.leases[UID]
+        await made.house.start(UID, replace(SERVER.info, service_account="new"), Netns.own())
+        old.scope.cancel()
+        await old.gone.wait()
+        assert made.house.leases[UID] is not old
