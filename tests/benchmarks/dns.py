@@ -8,8 +8,9 @@ the same names as host records and no cache, so that both ask the same upstream 
 `per core` divides the answers by the CPU the server used.
 
 The second part needs root: a lab of one node, three captured pods. Between two of them one connection
-exchanges `MESSAGE_BYTES` back and forth through the proxy, while the third asks nothing, and then
-`LIVE_QUERIES` questions a second. Quiet and busy stretches alternate, so that both see the same machine.
+exchanges `MESSAGE_BYTES` back and forth through the proxy, while the third asks nothing, asks `LIVE_QUERIES`
+questions a second that it answers itself (what asking costs a small machine), and asks the proxy as many.
+The stretches alternate, so that all see the same machine.
 """
 
 import argparse
@@ -242,17 +243,26 @@ def echo(host: Host) -> None:
                     sock.sendall(data)
 
 
-def ask_steadily(host: Host, rate: float, report: int) -> None:
-    """Ask at an even pace from a pod; every answer is a byte on the descriptor `report`."""
+def ask_steadily(host: Host, rate: float, report: int, *, itself: bool) -> None:
+    """Ask at an even pace from a pod; every answer is a byte on the descriptor `report`.
+
+    `itself`: answered in this very process, which costs what asking costs and nothing of the proxy.
+    """
     queries = mesh_queries()
-    with host.make_socket(kind=socket.SOCK_DGRAM) as sock:
-        sock.connect((CAPTURED_RESOLVER, 53))
+    answering = host.make_socket(kind=socket.SOCK_DGRAM)
+    with host.make_socket(kind=socket.SOCK_DGRAM) as sock, answering:
+        answering.bind((str(LOOPBACK), 0))
+        answering.setblocking(False)
+        sock.connect(answering.getsockname() if itself else (CAPTURED_RESOLVER, 53))
         sock.setblocking(False)
         began, asked = time.perf_counter(), 0
         while True:
             due = int((time.perf_counter() - began) * rate)
             for _ in range(due - asked):
                 sock.send(next(queries))
+                if itself:
+                    query, peer = answering.recvfrom(4096)
+                    answering.sendto(query, peer)
             asked = due
             with suppress(BlockingIOError):
                 while sock.recv(4096):
@@ -287,26 +297,37 @@ async def live_traffic(seconds: float) -> None:
         ]
         await lab.push(*names)
         await lab.start()
-        quiet, busy = Stretch(), Stretch()
+        quiet, control, busy = Stretch(), Stretch(), Stretch()
         target = SocketAddress(server.ip, ECHO_PORT)
-        read, write = os.pipe()
-        os.set_blocking(read, False)
         with forked(lambda: echo(server.host)):
             await trio.sleep(0.2)
             for _ in range(STRETCHES):
                 quiet.times += await trio.to_thread.run_sync(exchange, client.host, target, seconds)
-                with forked(lambda: ask_steadily(asker.host, LIVE_QUERIES, write)):
-                    await trio.sleep(0.3)
-                    with suppress(BlockingIOError):
-                        os.read(read, 1 << 20)
-                    busy.times += await trio.to_thread.run_sync(exchange, client.host, target, seconds)
-                with suppress(BlockingIOError):
-                    busy.answered += len(os.read(read, 1 << 20))
-        os.close(read)
-        os.close(write)
+                for stretch in (control, busy):
+                    await stretch_beside_questions(
+                        stretch, asker.host, client.host, target, seconds, itself=stretch is control
+                    )
         rate = busy.answered / (STRETCHES * seconds)
-        sys.stdout.write(f"round trip, nobody asks        {quiet}\n")
-        sys.stdout.write(f"round trip, {rate:5.0f} queries/s    {busy}\n")
+        sys.stdout.write(f"round trip, nobody asks                       {quiet}\n")
+        sys.stdout.write(f"round trip, who asks is answered by himself   {control}\n")
+        sys.stdout.write(f"round trip, the proxy answers {rate:5.0f} a second  {busy}\n")
+
+
+async def stretch_beside_questions(
+    stretch: Stretch, asker: Host, client: Host, target: SocketAddress, seconds: float, *, itself: bool
+) -> None:
+    """Add the round trips of a while in which `asker` asks."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    with forked(lambda: ask_steadily(asker, LIVE_QUERIES, write, itself=itself)):
+        await trio.sleep(0.3)
+        with suppress(BlockingIOError):
+            os.read(read, 1 << 20)
+        stretch.times += await trio.to_thread.run_sync(exchange, client, target, seconds)
+        with suppress(BlockingIOError):
+            stretch.answered += len(os.read(read, 1 << 20))
+    os.close(read)
+    os.close(write)
 
 
 def main(path: str | None, seconds: float) -> None:

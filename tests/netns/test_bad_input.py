@@ -16,7 +16,7 @@ import trio
 
 from tests.fakes.trio_test import trio_test
 from tests.netns.shared import in_scene, share
-from tests.netns.tools import HELLO, double, exchange
+from tests.netns.tools import HELLO, double, exchange, until
 from ztunnel_trio.lab.hbone import certificate_of
 from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, open_lab
 from ztunnel_trio.lab.pki import Authority
@@ -91,7 +91,7 @@ async def test_a_message_that_cannot_be_read_is_refused_and_forgotten(
 
     assert found == error
     assert "uid-x" not in (await scene.node.proxy.admin("/config_dump")).text
-    assert scene.node.proxy.usage().descriptors <= before
+    await until(lambda: scene.node.proxy.usage().descriptors <= before)
     await scene.check()
 
 
@@ -106,7 +106,7 @@ async def test_a_descriptor_that_is_no_network_namespace_starts_nothing(scene: S
     assert found.endswith("Invalid argument (os error 22)")
     await scene.check()
     assert await scene.node.agent.delete("uid-x") == ""
-    assert scene.node.proxy.usage().descriptors <= before
+    await until(lambda: scene.node.proxy.usage().descriptors <= before)
 
 
 @trio_test
