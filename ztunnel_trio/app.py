@@ -9,7 +9,6 @@ Users of a service stop before the service: proxies closes first, then control, 
 
 import os
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +22,6 @@ from ztunnel_trio.inpod.agent import GATE_NAME, Agent, AgentSettings
 from ztunnel_trio.net.netns import check_privileges
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.supervise.drain import Drain
-from ztunnel_trio.supervise.readiness import Gate
 
 log = get_logger("app")
 signal_log = get_logger("signal")
@@ -69,33 +67,26 @@ async def serve_proxies(parts: Parts) -> None:
     config, drain = parts.config, parts.drain
     async with trio.open_nursery() as proxies:
         house = parts.house = make_house(parts, proxies)
-        gates = {name: parts.readiness.gate(name) for name in served_by(config)}
-        house.gate = gates.get("proxy")
+        house.gate = parts.gates.get("proxy")
         if config.proxy_mode is ProxyMode.DEDICATED:
             assert config.proxy_workload_information is not None
             await house.start_here(DEDICATED_UID, config.proxy_workload_information, begin=parts.mesh_arrived)
-            open_all(gates.values())
+            have_started(parts)
             return
         check_privileges(config.packet_mark)
         if config.ztunnel_workload is not None:
             await house.start_here(OWN_UID, config.ztunnel_workload, is_own=True, begin=parts.mesh_arrived)
-        agent = Agent(
-            AgentSettings(path=Path(config.inpod_uds)), house, parts.readiness.gate(GATE_NAME), parts.rng
-        )
-        open_all(gates.values())
+        agent = Agent(AgentSettings(path=Path(config.inpod_uds)), house, parts.gates[GATE_NAME], parts.rng)
+        have_started(parts)
         if await drain.lets_come(parts.mesh_arrived):
             await agent.run(drain)
 
 
-def served_by(config: Config) -> list[str]:
-    """The readiness tasks of what is switched on, as operators know them."""
-    return [name for name, is_on in (("proxy", config.proxy), ("dns proxy", config.dns_proxy)) if is_on]
-
-
-def open_all(gates: Iterable[Gate]) -> None:
-    """Everything these gates stand for has started."""
-    for gate in gates:
-        gate.open()
+def have_started(parts: Parts) -> None:
+    """All but the pods' proxies, which the agent answers for."""
+    for name, gate in parts.gates.items():
+        if name != GATE_NAME:
+            gate.open()
 
 
 async def drain_on_signals(

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -41,6 +41,7 @@ from ztunnel_trio.dns.host_resolver import HostResolver
 from ztunnel_trio.dns.resolv_conf import parse_hosts
 from ztunnel_trio.dns.server import DnsServer, DnsSettings
 from ztunnel_trio.grammar import ControlPlaneAddress, Localhost
+from ztunnel_trio.inpod.agent import GATE_NAME
 from ztunnel_trio.mesh.document import Json
 from ztunnel_trio.mesh.mesh import Changes, Mesh
 from ztunnel_trio.model.address import SocketAddress
@@ -57,7 +58,7 @@ from ztunnel_trio.proxy.pool import PoolSettings
 from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.proxy.workload_proxy import NameServer
 from ztunnel_trio.supervise.drain import Drain
-from ztunnel_trio.supervise.readiness import Readiness
+from ztunnel_trio.supervise.readiness import Gate, Readiness
 from ztunnel_trio.wire.ads import NodeFacts
 
 signal_log = get_logger("signal")
@@ -73,6 +74,7 @@ class Parts:
     rng: random.Random
     drain: Drain
     readiness: Readiness
+    gates: Mapping[str, Gate]  # of what is switched on; all there before anybody can ask
     metrics: Metrics
     live: LiveMesh
     engine: Engine
@@ -103,6 +105,7 @@ def build(config: Config, about: BuildInfo) -> Parts:
     if is_shared:
         live.on_workloads.append(partial(follow_workloads, keeper, contexts))
     mesh_gate, mesh_arrived = readiness.gate("state manager"), trio.Event()
+    gates = {name: readiness.gate(name) for name in served_by(config)}
 
     def mesh_has_arrived() -> None:
         mesh_gate.open()
@@ -120,6 +123,7 @@ def build(config: Config, about: BuildInfo) -> Parts:
         rng=rng,
         drain=Drain(config.self_termination_deadline_seconds),
         readiness=readiness,
+        gates=gates,
         metrics=metrics,
         live=live,
         engine=Engine(),
@@ -133,6 +137,13 @@ def build(config: Config, about: BuildInfo) -> Parts:
     )
     parts.servers = make_servers(parts, local_source, about)
     return parts
+
+
+def served_by(config: Config) -> list[str]:
+    """The readiness tasks of what is switched on, as operators know them."""
+    is_shared = config.proxy_mode is ProxyMode.SHARED
+    tasks = (("proxy", config.proxy), ("dns proxy", config.dns_proxy), (GATE_NAME, is_shared))
+    return [name for name, is_on in tasks if is_on]
 
 
 def make_house(parts: Parts, nursery: trio.Nursery) -> House:

@@ -67,14 +67,15 @@ class FakeCa:
         leaf = (
             x509.CertificateBuilder(
                 issuer_name=self.root.subject,
-                subject_name=x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, _ORGANISATION)]),
+                subject_name=x509.Name([]),  # the root's own name would make it look self-signed to OpenSSL
                 public_key=public_key,
                 serial_number=x509.random_serial_number(),
                 not_valid_before=now - _BACKDATED,
                 not_valid_after=now + self.lifetime,
             )
             .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), critical=False
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]),
+                critical=True,  # RFC 5280 4.2.1.6, of an empty subject
             )
             .add_extension(_usage(is_authority=False), critical=True)
             .add_extension(

@@ -1,10 +1,12 @@
 """The stand-alone authority: one root for all who share its file."""
 
+import socket
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trio
 from cryptography import x509
 
 from tests.fakes.trio_test import trio_test
@@ -12,6 +14,7 @@ from ztunnel_trio.certs.fake_ca import FakeCa
 from ztunnel_trio.certs.signed import SignedCertificates
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.net.tls import TlsContexts, accept_tls, connect_tls
 
 SLEEP = SpiffeId("cluster.local", "default", "sleep")
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -53,3 +56,21 @@ def test_a_file_that_is_no_root_is_refused(tmp_path: Path) -> None:
         FakeCa.open(str(path), now)
     with pytest.raises(ConfigError, match="fake CA root"):
         FakeCa.open(str(tmp_path / "none" / "root.pem"), now)
+
+
+@trio_test
+async def test_a_workload_with_such_a_certificate_is_trusted_by_its_like() -> None:
+    certificate = await SignedCertificates(FakeCa.open(None, lambda: datetime.now(UTC)).sign).fetch(SLEEP)
+    contexts = TlsContexts()
+    near, far = socket.socketpair()
+    for sock in (near, far):
+        sock.setblocking(False)
+
+    async def accept() -> None:
+        (await accept_tls(far, certificate, contexts=contexts)).tls.close()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        tls, peer = await connect_tls(near, certificate, [SLEEP], contexts=contexts)
+        tls.close()
+    assert peer.identities == (SLEEP,)
