@@ -35,6 +35,10 @@ class Transport(Protocol):
         """Close at once and tell `end` nothing more. Harmless when closed."""
 
 
+def _end_of_data(_most: int, _into: memoryview) -> int:
+    return 0
+
+
 class TlsSocket:
     """TLS on a non-blocking descriptor, which it owns.
 
@@ -63,10 +67,12 @@ class TlsSocket:
         return engine is not None and not self._sock.pending() and engine.is_drained(self._fd)
 
     def finish(self) -> None:
-        with suppress(
-            OSError, ValueError
-        ):  # unwrap wants the peer's close_notify, too: it comes or it does not
+        try:  # unwrap wants the peer's close_notify, too: it comes or it does not
             self._sock.unwrap()
+        except (OSError, ValueError):
+            pass
+        else:
+            self.read = _end_of_data  # it had come: the socket lets nobody read any more
         with suppress(OSError):
             socket.socket.shutdown(self._sock, socket.SHUT_WR)
 
