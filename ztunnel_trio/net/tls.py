@@ -14,7 +14,6 @@ The private key reaches OpenSSL, which only loads files, through a memory file t
 Unlike rustls, for lack of an interface in CPython's `ssl`:
   * TLS 1.3 offers OpenSSL's default suites, ChaCha20 among them, not only AES-GCM; groups are its defaults.
   * A refusal for the peer's identity or by the verdict closes the connection; the peer gets no alert 46.
-  * A peer whose ALPN offer lacks `h2` is told nothing, and fails when it does not speak HTTP/2.
   * CertificateRequest names no acceptable authorities. Expired trust anchors are not accepted.
   * A leaf signed by the root itself is sent with the root: OpenSSL would look for one anew each time.
 """
@@ -27,6 +26,7 @@ import ssl
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, cast
 
@@ -39,6 +39,7 @@ from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.spec.network import ALPN_H2
+from ztunnel_trio.wire.client_hello import NO_APPLICATION_PROTOCOL, offered_protocols
 
 log = logging.getLogger("ztunnel::tls::workload")
 
@@ -76,6 +77,7 @@ _NO_CERTIFICATE: Final = frozenset({"PEER_DID_NOT_RETURN_A_CERTIFICATE", "NO_CER
 _NOT_TLS: Final = frozenset(
     {"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "BAD_RECORD_TYPE"}
 )
+_HELLO_BYTES: Final = 4096  # of a first flight; a longer one is not looked into
 _ALERT: Final = re.compile(r"^(?:SSLV3|TLSV1|TLSV13)_ALERT_(.+)$")
 _ACRONYMS: Final = {"CA": "CA", "PSK": "PSK"}  # as rustls spells its alerts: UnknownCA, UnknownPSKIdentity
 
@@ -195,6 +197,7 @@ async def accept_tls(
         return judge_client(peer, certificate.identity) or (verdict(peer) if verdict else None)
 
     with _Closing(sock) as closing:
+        await _check_protocols(sock)
         context = contexts.server_context(certificate)
         return await _secure(closing, context, contexts.steps, judge, server_side=True)
 
@@ -325,6 +328,23 @@ async def _secure(
         raise TlsFailed(refusal)
     closing.release()
     return Secured(tls, peer)
+
+
+async def _check_protocols(sock: socket.socket) -> None:
+    """Refuse a client that offers application protocols, but not ours; its bytes stay in the socket."""
+    while True:
+        try:
+            data = sock.recv(_HELLO_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(sock)
+            continue
+        break
+    offered = offered_protocols(data)
+    if offered and ALPN_H2.encode() not in offered:
+        with suppress(OSError):
+            sock.recv(_HELLO_BYTES)  # what is left unread would turn the close into a reset
+            sock.send(NO_APPLICATION_PROTOCOL)
+        raise TlsFailed("peer doesn't support any known protocol")
 
 
 async def _shake_hands(tls: ssl.SSLSocket, steps: trio.CapacityLimiter) -> None:

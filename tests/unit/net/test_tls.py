@@ -414,6 +414,25 @@ async def test_a_client_without_a_certificate_is_refused() -> None:
 
 
 @trio_test
+async def test_a_client_that_offers_other_protocols_only_is_refused_at_once() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
+    left, right = socket.socketpair()
+    left.setblocking(False)
+
+    def dial() -> None:
+        with right, pytest.raises(ssl.SSLError, match="no application protocol"):
+            context.wrap_socket(right)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, dial)
+        with pytest.raises(TlsFailed, match=r"^peer doesn't support any known protocol$"):
+            await accept_tls(left, SERVER_CERTIFICATE, contexts=TlsContexts())
+
+
+@trio_test
 async def test_a_client_that_offers_no_alpn_is_accepted_and_gets_no_ticket() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

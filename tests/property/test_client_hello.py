@@ -1,0 +1,17 @@
+"""RFC 8446 4.1.2: whatever bytes a peer begins with, reading them ends, and well."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ztunnel_trio.wire.client_hello import offered_protocols
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_never_raise(data: bytes) -> None:
+    offered_protocols(data)
+
+
+@given(st.binary(max_size=200))
+def test_an_arbitrary_hello_never_raises(body: bytes) -> None:
+    hello = b"\x01" + len(body).to_bytes(3, "big") + body
+    offered_protocols(b"\x16\x03\x01" + len(hello).to_bytes(2, "big") + hello)

@@ -1,0 +1,40 @@
+"""The protocols a TLS client offers, read from its first record."""
+
+import ssl
+
+import pytest
+
+from ztunnel_trio.wire.client_hello import offered_protocols
+
+
+def hello(*protocols: str, tls12: bool = False) -> bytes:
+    """The first flight of OpenSSL's client."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    if tls12:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="somewhere.example")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.parametrize("tls12", [False, True])
+@pytest.mark.parametrize("protocols", [(), ("h2",), ("http/1.1",), ("http/1.1", "h2", "spdy/3")])
+def test_the_protocols_are_those_offered(protocols: tuple[str, ...], tls12: bool) -> None:
+    assert offered_protocols(hello(*protocols, tls12=tls12)) == tuple(map(str.encode, protocols))
+
+
+def test_a_hello_cut_short_anywhere_offers_nothing() -> None:
+    whole = hello("h2")
+
+    assert {offered_protocols(whole[:end]) for end in range(len(whole))} == {()}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x04\x01\x00\x00\x00", bytes(64)]
+)
+def test_what_is_no_hello_offers_nothing(data: bytes) -> None:
+    assert offered_protocols(data) == ()

@@ -1,0 +1,70 @@
+"""What a TLS client offers before anything is agreed: the application protocols of a ClientHello.
+
+OpenSSL's binding for Python goes on without a protocol when none of the client's is ours, where RFC 7301
+3.2 asks for an alert. Who accepts looks at the first record itself.
+"""
+
+from typing import Final
+
+HANDSHAKE_RECORD: Final = 22  # RFC 8446 5.1
+CLIENT_HELLO: Final = 1  # RFC 8446 4
+ALPN_EXTENSION: Final = 16  # RFC 7301 3.1
+RECORD_HEADER_BYTES: Final = 5
+HELLO_HEADER_BYTES: Final = 4
+VERSION_AND_RANDOM_BYTES: Final = 2 + 32
+
+# An alert record: fatal, no_application_protocol (RFC 8446 6, RFC 7301 3.2).
+NO_APPLICATION_PROTOCOL: Final = b"\x15\x03\x03\x00\x02\x02\x78"
+
+
+def offered_protocols(data: bytes) -> tuple[bytes, ...]:
+    """The protocols offered by a ClientHello that is wholly within the first record of `data`.
+
+    Empty when none is offered, and when it is anything else: who does the handshake says what is wrong.
+    """
+    if len(data) < RECORD_HEADER_BYTES + HELLO_HEADER_BYTES or data[0] != HANDSHAKE_RECORD:
+        return ()
+    record = data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + int.from_bytes(data[3:5], "big")]
+    length = int.from_bytes(record[1:4], "big")
+    body = record[HELLO_HEADER_BYTES : HELLO_HEADER_BYTES + length]
+    if not record or record[0] != CLIENT_HELLO or len(body) < length:
+        return ()
+    try:
+        return _alpn_of(body)
+    except IndexError:  # lengths that contradict each other
+        return ()
+
+
+def _alpn_of(body: bytes) -> tuple[bytes, ...]:
+    """The ALPN extension of a ClientHello's body (RFC 8446 4.1.2).
+
+    Raises:
+        IndexError: it ends too early.
+    """
+    position = VERSION_AND_RANDOM_BYTES
+    position += 1 + body[position]  # legacy_session_id
+    position += 2 + _length_at(body, position)  # cipher_suites
+    position += 1 + body[position]  # legacy_compression_methods
+    end = position + 2 + _length_at(body, position)
+    position += 2
+    while position < end:
+        kind, length = _length_at(body, position), _length_at(body, position + 2)
+        position += 4
+        if kind == ALPN_EXTENSION:
+            return _names(body[position + 2 : position + length])
+        position += length
+    return ()
+
+
+def _names(data: bytes) -> tuple[bytes, ...]:
+    found: list[bytes] = []
+    position = 0
+    while position < len(data):
+        start = position + 1
+        position = start + data[position]
+        found.append(data[start:position])
+    return tuple(found)
+
+
+def _length_at(data: bytes, position: int) -> int:
+    return data[position] << 8 | data[position + 1]
