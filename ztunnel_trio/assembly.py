@@ -38,7 +38,7 @@ from ztunnel_trio.decide.answer import NameSettings
 from ztunnel_trio.dns import server as dns_server
 from ztunnel_trio.dns.forward import Budget, Forwarder
 from ztunnel_trio.dns.host_resolver import HostResolver
-from ztunnel_trio.dns.resolv_conf import parse_hosts
+from ztunnel_trio.dns.resolv_conf import read_hosts
 from ztunnel_trio.dns.server import DnsServer, DnsSettings
 from ztunnel_trio.grammar import ControlPlaneAddress, Localhost
 from ztunnel_trio.inpod.agent import GATE_NAME
@@ -150,9 +150,7 @@ def make_house(parts: Parts, nursery: trio.Nursery) -> House:
     """The house with all its proxies share."""
     config = parts.config
     plain = SocketFactory(None, socket_settings(config, mark=None, reuse_port=False))
-    resolver = HostResolver(
-        Forwarder(plain, config.resolver), parse_hosts(read_hosts()), ipv6=config.ipv6_enabled
-    )
+    resolver = HostResolver(Forwarder(plain, config.resolver), read_hosts(), ipv6=config.ipv6_enabled)
     node = Node(
         settings=proxy_settings(config),
         live=parts.live,
@@ -361,14 +359,6 @@ def follow_workloads(keeper: Keeper, contexts: TlsContexts, changes: Changes) ->
 async def nobody_to_ask(name: str) -> None:
     """There is no control plane: what the mesh does not know stays unknown."""
     await trio.lowlevel.checkpoint()
-
-
-def read_hosts() -> str:
-    """The hosts file; empty where it cannot be read."""
-    try:
-        return Path("/etc/hosts").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def utc_now() -> datetime:

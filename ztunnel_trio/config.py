@@ -37,6 +37,7 @@ from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots, TokenSource
 from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.spec import env
 from ztunnel_trio.spec.network import (
     ADMIN_PORT,
@@ -264,7 +265,7 @@ def load_proxy_config(environ: Mapping[str, str], machine: Machine) -> ProxyConf
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise ConfigError(f"{failure}: {error.strerror} (os error {error.errno})") from None
+        raise ConfigError(f"{failure}: {os_error_text(error)}") from None
     else:
         base = read_yaml(text, MeshConfig, failure).default_config or base
     if text := environ.get(env.PROXY_CONFIG, ""):

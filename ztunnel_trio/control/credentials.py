@@ -10,6 +10,7 @@ from ztunnel_trio.control.grpc import PemRoots, Roots
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.certificate import CERTIFICATE_LABEL, pem_blocks
 from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots, TokenSource
+from ztunnel_trio.net.failures import os_error_text
 
 SYSTEM: Final = "SYSTEM"
 _READ_SECONDS: Final = 10.0  # a projected volume that hangs must not hang us
@@ -92,7 +93,7 @@ async def _read(path: str, what: str) -> bytes:
         with trio.fail_after(_READ_SECONDS):
             content = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
     except OSError as error:
-        raise Unavailable(f"{what} file {path}: {error.strerror} (os error {error.errno})") from error
+        raise Unavailable(f"{what} file {path}: {os_error_text(error)}") from error
     except trio.TooSlowError as error:
         raise Unavailable(f"{what} file {path}: reading takes too long") from error
     if len(content) > _MOST_BYTES:

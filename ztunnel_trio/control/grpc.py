@@ -19,7 +19,6 @@ import asyncio  # noqa: TID251  this module is the fence
 import contextlib
 import ipaddress
 import logging
-import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -50,6 +49,7 @@ from multidict import MultiDict
 
 from ztunnel_trio.errors import WeBrokeProtocol, ZtunnelError
 from ztunnel_trio.model.source import SystemRoots
+from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.spec.grpc import GrpcCode
 from ztunnel_trio.spec.network import ALPN_H2
 
@@ -183,7 +183,7 @@ async def open_channel(
         except ssl.SSLError as error:
             raise NotConnected(_tls_text(error)) from error
         except OSError as error:
-            raise NotConnected(os_error_text(error)) from error
+            raise NotConnected(failure_text(error)) from error
         except StreamTerminatedError as error:
             raise NotConnected(str(error)) from error
         yield Channel(connection, settings)
@@ -384,7 +384,7 @@ class CallStream:
         except H2Error as error:
             raise ConnectionEnded(f"{type(error).__name__}: {error}", answered=self.answered) from error
         except OSError as error:
-            raise ConnectionEnded(os_error_text(error), answered=self.answered) from error
+            raise ConnectionEnded(failure_text(error), answered=self.answered) from error
         except AssertionError as error:  # grpclib: 'Received less data than expected'
             raise BadMessage("message cut short") from error
 
@@ -518,11 +518,11 @@ def server_context(chain_file: str, key_file: str | None = None) -> ssl.SSLConte
     return context
 
 
-def os_error_text(error: OSError) -> str:
-    """An `OSError` as the Rust standard library words it, e.g. `Connection refused (os error 111)`."""
+def failure_text(error: OSError) -> str:
+    """A failure to connect or to go on; a name that cannot be looked up has no error of the system's."""
     if isinstance(error, socket.gaierror):
         return f"failed to lookup address information: {error.strerror}"
-    return f"{os.strerror(error.errno)} (os error {error.errno})" if error.errno else str(error)
+    return os_error_text(error)
 
 
 def name_matches(certificate: Mapping[str, object], name: str) -> bool:
@@ -581,9 +581,9 @@ async def _connect_tcp(target: Target, settings: ChannelSettings) -> socket.sock
     except trio.TooSlowError as error:
         raise NotConnected("tcp connect error: deadline has elapsed") from error
     except socket.gaierror as error:
-        raise NotConnected(f"dns error: {os_error_text(error)}") from error
+        raise NotConnected(f"dns error: {failure_text(error)}") from error
     except OSError as error:
-        raise NotConnected(f"tcp connect error: {os_error_text(_first_cause(error))}") from error
+        raise NotConnected(f"tcp connect error: {failure_text(_first_cause(error))}") from error
     sock = socket.socket(fileno=stream.socket.detach())
     try:
         sock.setblocking(False)
@@ -594,7 +594,7 @@ async def _connect_tcp(target: Target, settings: ChannelSettings) -> socket.sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
     except OSError as error:
         sock.close()
-        raise NotConnected(f"tcp connect error: {os_error_text(error)}") from error
+        raise NotConnected(f"tcp connect error: {failure_text(error)}") from error
     return sock
 
 

@@ -26,6 +26,7 @@ from ztunnel_trio.dns.framing import MessageStream
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.wire.dns import is_answer, is_truncated, message_id, rcode_of, with_id
 
 MAX_DATAGRAM: Final = 65535
@@ -181,7 +182,7 @@ class _Try:
         try:
             reply = await self.forwarder.ask(server, self.query, self.via)
         except OSError as error:
-            self.failures.append(f"io error: {error.strerror} (os error {error.errno})")
+            self.failures.append(f"io error: {os_error_text(error)}")
             return False
         except (PeerBrokeProtocol, trio.BrokenResourceError) as error:
             self.failures.append(f"io error: {error}")

@@ -12,7 +12,6 @@ from typing import Final
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 
-RESOLV_CONF: Final = Path("/etc/resolv.conf")
 HOSTS: Final = Path("/etc/hosts")
 SERVER_PORT: Final = 53
 MAX_NDOTS: Final = 15  # glibc: RES_MAXNDOTS
@@ -68,18 +67,6 @@ def parse_resolv_conf(text: str) -> ResolvConf:
         attempts=_number(options.get("attempts"), default=2, least=1, most=MAX_ATTEMPTS),
         edns0="edns0" in options,
     )
-
-
-def read_resolv_conf(path: Path = RESOLV_CONF) -> ResolvConf:
-    """Read and parse the file.
-
-    Raises:
-        ConfigError: it cannot be read or names no server.
-    """
-    try:
-        return parse_resolv_conf(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        raise ConfigError(f"failed to read {path}: {error.strerror} (os error {error.errno})") from error
 
 
 def parse_hosts(text: str) -> Mapping[str, tuple[IPAddress, ...]]:

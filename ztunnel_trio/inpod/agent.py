@@ -10,7 +10,6 @@ cannot be sent, and a connection that ends before its first request, wait longer
 was ready once more.
 """
 
-import os
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -42,6 +41,7 @@ from ztunnel_trio.inpod.roster import (
     StopProxy,
 )
 from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.seqpacket import Datagram, SeqPacket
 from ztunnel_trio.observe.log import get_logger
@@ -167,7 +167,9 @@ class Agent:
                     connection_log.error(text, error, _seconds(delay))
                 except OSError as error:
                     delay = 0.0
-                    connection_log.warning("workload manager stream error: %s, retrying", _io_text(error))
+                    connection_log.warning(
+                        "workload manager stream error: %s, retrying", os_error_text(error)
+                    )
                 else:
                     delay = 0.0
             self._take(Disconnected())
@@ -184,7 +186,7 @@ class Agent:
                 failures += 1
                 delay = self.settings.connecting.delay(failures, self.rng)
                 text = "failed to connect to node agent at %s: %s, retrying in %s"
-                connection_log.warning(text, self.settings.path, _io_text(error), _seconds(delay))
+                connection_log.warning(text, self.settings.path, os_error_text(error), _seconds(delay))
             await self._until(trio.sleep_forever, at=trio.current_time() + delay)
         return None
 
@@ -195,7 +197,7 @@ class Agent:
         try:
             await packets.send(zds.hello())
         except OSError as error:
-            raise _AnnouncementFailed(_io_text(error)) from error
+            raise _AnnouncementFailed(os_error_text(error)) from error
 
     def _announcement_delay(self) -> float:
         self._failed_announcements += 1
@@ -218,7 +220,7 @@ class Agent:
                 continue
             except OSError as error:
                 if not has_spoken:  # a reset: it closed without reading our hello
-                    raise _AnnouncementFailed(_io_text(error)) from error
+                    raise _AnnouncementFailed(os_error_text(error)) from error
                 raise
             if not datagram.data:
                 datagram.close()
@@ -330,7 +332,7 @@ def _understand(datagram: Datagram) -> Event[Netns]:
     try:
         netns = Netns.adopt(request.netns.release())
     except OSError as error:
-        return NamespaceUnusable(request.uid, _io_text(error))
+        return NamespaceUnusable(request.uid, os_error_text(error))
     if not netns.is_network_namespace():
         pod_log.debug("descriptor is no network namespace", extra={"fields": {"uid": request.uid}})
     return zds.PodAdded(request.uid, request.info, netns)
@@ -351,12 +353,6 @@ def _log_request(event: Event[Netns], roster: Roster[Netns]) -> None:
             pod_log.info("received snapshot sent")
         case _:
             pass
-
-
-def _io_text(error: OSError) -> str:
-    if error.errno is None:
-        return str(error)
-    return f"{os.strerror(error.errno)} (os error {error.errno})"
 
 
 def _seconds(seconds: float) -> str:

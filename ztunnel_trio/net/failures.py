@@ -7,16 +7,46 @@ import struct
 from contextlib import suppress
 from typing import Final
 
+import trio
+
 _LINGER_ZERO = struct.pack("ii", 1, 0)
+DEADLINE_TEXT: Final = "deadline has elapsed"
 # ztunnel src/copy.rs: ignore_io_errors
 SWALLOWED: Final = frozenset((errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
 
 
 def os_error_text(error: OSError) -> str:
     """An OSError as the reference prints it: `Connection reset by peer (os error 104)`."""
-    if error.errno is None:
+    if not error.errno:
         return str(error)
     return f"{os.strerror(error.errno)} (os error {error.errno})"
+
+
+def io_text(error: BaseException) -> str:
+    """An I/O failure as the operating system words it: `Connection refused (os error 111)`.
+
+    A deadline of ours is `deadline has elapsed`. Trio's errors are told by what caused them.
+    """
+    seen = error
+    for _ in range(8):
+        if isinstance(seen, BaseExceptionGroup):
+            seen = seen.exceptions[0]
+        elif isinstance(seen, OSError) and seen.errno is not None and seen.errno > 0 and not _is_tls(seen):
+            return os_error_text(seen)
+        elif isinstance(seen, (trio.BrokenResourceError, trio.ClosedResourceError)) and seen.__cause__:
+            seen = seen.__cause__
+        else:
+            break
+    if isinstance(seen, (trio.TooSlowError, TimeoutError)):
+        return DEADLINE_TEXT
+    if isinstance(seen, trio.BrokenResourceError):
+        return str(seen) or "broken pipe"
+    return str(seen) or type(seen).__name__
+
+
+def _is_tls(error: OSError) -> bool:
+    """Whether it is one of `ssl`'s errors: they are `OSError`s whose number is not the system's."""
+    return type(error).__module__ == "ssl"
 
 
 def reset_socket(sock: socket.socket) -> None:

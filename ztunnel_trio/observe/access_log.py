@@ -4,14 +4,11 @@
 and HTTP status (ztunnel src/proxy.rs Error, src/proxy/metrics.rs, src/proxy/inbound.rs).
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
-
-import trio
 
 from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.model.address import HboneTarget, SocketAddress
@@ -25,7 +22,6 @@ from ztunnel_trio.observe.log import Bare, FieldValue
 from ztunnel_trio.observe.metrics import SUCCESS, UNKNOWN, Metrics, Series, Traffic
 
 ACCESS: Final = "access"
-DEADLINE_TEXT: Final = "deadline has elapsed"
 
 # `{}` is the refusal's detail
 TEXTS: Final[Mapping[Reason, str]] = {
@@ -115,33 +111,6 @@ def flags_of(reason: Reason) -> str:
 def status_of(reason: Reason) -> int:
     """The HTTP status that answers a refused CONNECT."""
     return STATUSES.get(reason, 503)
-
-
-def io_text(error: BaseException) -> str:
-    """An I/O failure as the operating system words it: `Connection refused (os error 111)`.
-
-    A deadline of ours is `deadline has elapsed`. Trio's errors are told by what caused them.
-    """
-    seen = error
-    for _ in range(8):
-        if isinstance(seen, BaseExceptionGroup):
-            seen = seen.exceptions[0]
-        elif isinstance(seen, OSError) and seen.errno is not None and seen.errno > 0 and not is_tls(seen):
-            return f"{os.strerror(seen.errno)} (os error {seen.errno})"
-        elif isinstance(seen, (trio.BrokenResourceError, trio.ClosedResourceError)) and seen.__cause__:
-            seen = seen.__cause__
-        else:
-            break
-    if isinstance(seen, (trio.TooSlowError, TimeoutError)):
-        return DEADLINE_TEXT
-    if isinstance(seen, trio.BrokenResourceError):
-        return str(seen) or "broken pipe"
-    return str(seen) or type(seen).__name__
-
-
-def is_tls(error: OSError) -> bool:
-    """Whether it is one of `ssl`'s errors: they are `OSError`s whose number is not the system's."""
-    return type(error).__module__ == "ssl"
 
 
 @dataclass(slots=True, kw_only=True)

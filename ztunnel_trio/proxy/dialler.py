@@ -13,6 +13,7 @@ from ztunnel_trio.errors import Reason, Refusal, Refused, Unavailable
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls import (
     TlsFailed,
@@ -24,7 +25,6 @@ from ztunnel_trio.net.tls import (
     proven_peer,
 )
 from ztunnel_trio.net.tls_memory import MemoryTls
-from ztunnel_trio.observe.access_log import io_text
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import PoolKey
 from ztunnel_trio.proxy.tunnel import ClientTunnel, Tunnel

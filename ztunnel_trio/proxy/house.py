@@ -13,9 +13,9 @@ import trio
 
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.net.failures import io_text, os_error_text
 from ztunnel_trio.net.netns import Netns
-from ztunnel_trio.net.sockets import SocketFactory
-from ztunnel_trio.observe.access_log import io_text
+from ztunnel_trio.net.sockets import BindFailed, SocketFactory
 from ztunnel_trio.observe.log import get_logger, span
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import Registry
@@ -114,7 +114,8 @@ class House:
         try:
             lease.proxy = self.bind(lease)
         except OSError as error:
-            raise ProxyNotStarted(str(error)) from error
+            text = str(error) if isinstance(error, BindFailed) else os_error_text(error)
+            raise ProxyNotStarted(text) from error
         if begin is None:
             lease.state = LeaseState.UP
         self.leases[uid] = lease

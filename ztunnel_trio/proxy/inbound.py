@@ -19,11 +19,12 @@ from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.connection import Direction, InboundConnection
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
+from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.net.listener import local_address
 from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls import TlsFailed, TlsPeer, accept_tls
-from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, io_text, status_of
+from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, status_of
 from ztunnel_trio.observe.log import Bare, span
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node

@@ -29,15 +29,14 @@ from ztunnel_trio.model.baggage import Baggage
 from ztunnel_trio.model.connection import Direction
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import OutboundProtocol, Workload, WorkloadInfo
+from ztunnel_trio.net.failures import DEADLINE_TEXT, io_text
 from ztunnel_trio.net.listener import original_destination
 from ztunnel_trio.net.relay import Endpoint, SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls import TlsPeer
 from ztunnel_trio.observe.access_log import (
-    DEADLINE_TEXT,
     ConnectionFacts,
     describe,
-    io_text,
     source_labels,
 )
 from ztunnel_trio.observe.log import Bare, get_logger, span

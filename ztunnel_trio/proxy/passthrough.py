@@ -12,10 +12,11 @@ from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.connection import Direction, InboundConnection
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
+from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.net.listener import original_destination
 from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory
-from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, io_text
+from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import InboundKey, Registry

@@ -8,7 +8,7 @@ import trio
 
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.address import HostPort, IPAddress, SocketAddress
-from ztunnel_trio.observe.access_log import io_text
+from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.observe.log import Bare, get_logger, span
 from ztunnel_trio.proxy.outbound import Call, Outbound
 from ztunnel_trio.proxy.serving import counted

@@ -8,7 +8,6 @@ from ztunnel_trio.dns.resolv_conf import (
     parse_hosts,
     parse_resolv_conf,
     read_hosts,
-    read_resolv_conf,
 )
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.model.address import SocketAddress
@@ -75,18 +74,14 @@ def test_of_several_search_lists_the_last_counts_and_equal_servers_are_one() -> 
     assert (conf.search, conf.servers) == (("c",), (server("1.1.1.1"),))
 
 
-def test_without_a_server_there_is_no_resolver(tmp_path: Path) -> None:
+def test_without_a_server_there_is_no_resolver() -> None:
     with pytest.raises(ConfigError, match="no name servers"):
         parse_resolv_conf("search a")
-    with pytest.raises(ConfigError, match=r"failed to read .*No such file"):
-        read_resolv_conf(tmp_path / "missing")
 
 
-def test_files_are_read(tmp_path: Path) -> None:
-    (tmp_path / "resolv.conf").write_bytes(b"nameserver 1.1.1.1\n# \xff")
-    (tmp_path / "hosts").write_text("1.1.1.1 one")
+def test_the_hosts_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_bytes(b"1.1.1.1 one\n# \xff")
 
-    assert read_resolv_conf(tmp_path / "resolv.conf").servers == (server("1.1.1.1"),)
     assert read_hosts(tmp_path / "hosts") == {"one": (ip_address("1.1.1.1"),)}
     assert read_hosts(tmp_path / "missing") == {}
 

@@ -1,11 +1,14 @@
 import errno
 import socket
+import ssl
 
 import pytest
+import trio
 
 from tests.fakes.tunnels import tcp_pair
 from ztunnel_trio.net.failures import (
     in_direction,
+    io_text,
     os_error_text,
     pending_error,
     reset_socket,
@@ -50,3 +53,32 @@ def test_a_fin_that_cannot_be_sent_is_a_failure_unless_nobody_is_there() -> None
         assert shutdown_writing(alone) is None
     near.close()
     assert shutdown_writing(near) == "while closing connection: io error: Bad file descriptor (os error 9)"
+
+
+def caused(by: BaseException) -> trio.BrokenResourceError:
+    try:
+        raise trio.BrokenResourceError from by
+    except trio.BrokenResourceError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ConnectionRefusedError(111, "whatever"), "Connection refused (os error 111)"),
+        (OSError(113, "x"), "No route to host (os error 113)"),
+        (TimeoutError(110, "x"), "Connection timed out (os error 110)"),
+        (TimeoutError(), "deadline has elapsed"),
+        (trio.TooSlowError(), "deadline has elapsed"),
+        (caused(ConnectionResetError(104, "x")), "Connection reset by peer (os error 104)"),
+        (trio.BrokenResourceError(), "broken pipe"),
+        (ExceptionGroup("g", [OSError(32, "x")]), "Broken pipe (os error 32)"),
+        (OSError("own words"), "own words"),
+        (ssl.SSLError(1, "wrong version number"), "('wrong version number',)"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_io_errors_speak_as_the_system_does(error: BaseException, text: str) -> None:
+    if isinstance(error, ssl.SSLError):
+        text = str(error)
+    assert io_text(error) == text

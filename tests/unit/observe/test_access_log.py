@@ -1,12 +1,10 @@
 import io
 import json
 import re
-import ssl
 from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
-import trio
 
 from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.model.address import HostPort, SocketAddress
@@ -21,7 +19,6 @@ from ztunnel_trio.observe.access_log import (
     ConnectionFacts,
     describe,
     flags_of,
-    io_text,
     status_of,
     traffic_labels,
 )
@@ -488,35 +485,6 @@ def test_no_reason_is_forgotten() -> None:
 )
 def test_flags_and_statuses(reason: Reason, flags: str, status: int) -> None:
     assert (flags_of(reason), status_of(reason)) == (flags, status)
-
-
-def caused(by: BaseException) -> trio.BrokenResourceError:
-    try:
-        raise trio.BrokenResourceError from by
-    except trio.BrokenResourceError as error:
-        return error
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (ConnectionRefusedError(111, "whatever"), "Connection refused (os error 111)"),
-        (OSError(113, "x"), "No route to host (os error 113)"),
-        (TimeoutError(110, "x"), "Connection timed out (os error 110)"),
-        (TimeoutError(), "deadline has elapsed"),
-        (trio.TooSlowError(), "deadline has elapsed"),
-        (caused(ConnectionResetError(104, "x")), "Connection reset by peer (os error 104)"),
-        (trio.BrokenResourceError(), "broken pipe"),
-        (ExceptionGroup("g", [OSError(32, "x")]), "Broken pipe (os error 32)"),
-        (OSError("own words"), "own words"),
-        (ssl.SSLError(1, "wrong version number"), "('wrong version number',)"),
-        (EOFError(), "EOFError"),
-    ],
-)
-def test_io_errors_speak_as_the_system_does(error: BaseException, text: str) -> None:
-    if isinstance(error, ssl.SSLError):
-        text = str(error)
-    assert io_text(error) == text
 
 
 def test_addresses_are_what_they_are() -> None:
