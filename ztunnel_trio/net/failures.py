@@ -1,9 +1,12 @@
 """How the end of a relayed connection is told: to the other side by a reset, to the log in known words."""
 
 import errno
+import fcntl
 import os
 import socket
 import struct
+import sys
+import termios
 from contextlib import suppress
 from typing import Final
 
@@ -62,6 +65,16 @@ def in_direction(direction: str, text: str) -> str:
     if text.startswith(closing):
         return f"{closing}{direction}: {text.removeprefix(closing)}"
     return f"{direction}: {text}"
+
+
+def unsent_bytes(sock: socket.socket) -> int:
+    """What the peer has not acknowledged, and a reset would take back; the end of data counts as one byte."""
+    queued = bytearray(4)
+    try:
+        fcntl.ioctl(sock, termios.TIOCOUTQ, queued)
+    except OSError:
+        return 0  # no connection any more
+    return int.from_bytes(queued, sys.byteorder)
 
 
 def pending_error(sock: socket.socket) -> OSError | None:

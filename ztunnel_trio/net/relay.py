@@ -16,6 +16,8 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import trio
+
 from ztunnel_trio.errors import WeBrokeProtocol
 from ztunnel_trio.net.engine import CHUNK_BYTES, CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine, Once
 from ztunnel_trio.net.failures import (
@@ -25,9 +27,12 @@ from ztunnel_trio.net.failures import (
     pending_error,
     reset_socket,
     shutdown_writing,
+    unsent_bytes,
 )
 from ztunnel_trio.net.socket_pair import SocketPair, Traffic
 
+_LAST_BYTES_SECONDS: Final = 30.0  # for a reader that sleeps, between the reset of its peer and its own
+_POLL_SECONDS: Final = 0.05
 CONNECT_ERROR: Final = 10  # RFC 9113 7
 
 
@@ -109,6 +114,8 @@ async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: T
     try:
         pair.start()
         await pair.done.wait()
+        if isinstance(pair, _StreamPair) and pair.owes_reset:
+            await pair.reset_when_sent()
     finally:
         pair.close()
     return pair.failure()
@@ -135,6 +142,7 @@ class _StreamPair:
         "_writes",
         "bug",
         "done",
+        "owes_reset",
     )
 
     def __init__(
@@ -155,6 +163,7 @@ class _StreamPair:
         self._writes = True  # stream -> socket runs
         self._read_error: str | None = None  # of socket -> stream
         self._write_error: str | None = None  # of stream -> socket
+        self.owes_reset = False  # the socket is to be reset
         self.bug: Exception | None = None
         self.done = Once(engine)
 
@@ -171,7 +180,15 @@ class _StreamPair:
         if self._fd >= 0:
             self._engine.forget(self._fd)
             self._fd = -1
-            self._sock.close()
+        self._sock.close()
+
+    async def reset_when_sent(self) -> None:
+        """Reset the socket once its peer has all that was written to it: a reset throws away the rest."""
+        with trio.move_on_after(_LAST_BYTES_SECONDS):
+            while self._sock.fileno() >= 0 and unsent_bytes(self._sock):  # noqa: ASYNC110  it raises no event
+                await trio.sleep(_POLL_SECONDS)
+        if self._sock.fileno() >= 0:
+            reset_socket(self._sock)
 
     def failure(self) -> str | None:
         if self.bug is not None:
@@ -309,7 +326,9 @@ class _StreamPair:
     # -- failures
 
     def was_reset(self, code: int) -> None:
-        """The stream was reset with an error: so is the socket."""
+        """The stream was reset with an error: so is the socket, once it has sent what came before."""
+        if self._fd < 0:
+            return
         text = self._stream.failure()
         if self._reads:
             ending = self._stream.end()
@@ -320,7 +339,9 @@ class _StreamPair:
         self._reads = self._writes = False
         self._engine.unregister(self._fd)
         self._fd = -1
-        reset_socket(self._sock)
+        self.owes_reset = True
+        if not unsent_bytes(self._sock):
+            reset_socket(self._sock)
         self.done.set()
 
     def _socket_failed(self, error: OSError) -> None:

@@ -100,10 +100,7 @@ class TunnelStream:
     def attach(self, reader: StreamReader) -> None:
         """See `net.relay.StreamEnd`."""
         self._reader = reader
-        if self._is_broken:
-            reader.was_reset(self._code)
-        else:
-            self.flush()
+        self.flush()
 
     def flush(self) -> None:
         """See `net.relay.StreamEnd`."""
@@ -123,6 +120,8 @@ class TunnelStream:
             self._kept = None
         if self._ended:
             reader.ended()
+        if self._is_broken:
+            reader.was_reset(self._code)
 
     def room(self) -> int:
         """See `net.relay.StreamEnd`."""
@@ -217,12 +216,13 @@ class TunnelStream:
     def peer_reset(self, code: int, *, by_us: bool = False) -> None:
         """RST_STREAM from the peer, or from us because of what it did."""
         self._over, self._code = (_Over.FAILED if by_us else _Over.RESET), code
-        if self._is_broken:
-            self._kept = None
-            if self._reader is not None:
-                self._reader.was_reset(code)
-        else:
+        if not self._is_broken:
             self._end_early()
+        elif self._reader is not None:
+            if self._kept is None:
+                self._reader.was_reset(code)
+            else:  # behind what came before it
+                self._reader.resume()
 
     def tunnel_lost(self) -> None:
         """The tunnel is gone, and this stream with it."""

@@ -145,6 +145,48 @@ async def test_a_reset_after_the_end_of_data_is_passed_on_too() -> None:
         )  # after FIN a read finds nothing new: the kernel keeps the error
 
 
+@pytest.mark.parametrize("size", [65_536, 3 * MIB])  # what the kernel keeps, and more than that
+@trio_test
+async def test_a_reset_does_not_overtake_what_was_sent_before_it(size: int) -> None:
+    data = random.Random(8).randbytes(size)
+    async with two_hops() as hops:
+        source, destination = await hops.connection()
+        source.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        await destination.send(data)
+        await until(lambda: "in one:80" in hops.traffic and hops.traffic["in one:80"].to_source == size)
+        destination.reset()
+        await hops.result("in one:80")
+        await until(lambda: hops.client.active_streams == 0)
+
+        assert await source.receive_exactly(size) == data
+        with pytest.raises(ConnectionResetError):
+            await source.receive()
+        assert await hops.result("out one:80") is None
+
+
+@trio_test
+async def test_a_reset_behind_the_end_of_data_takes_nothing_back() -> None:
+    data = random.Random(9).randbytes(3 * MIB)
+
+    async def send_end_and_reset(request: TunnelRequest) -> None:
+        stream = request.accept([])
+        for start in range(0, len(data), MIB):
+            chunk = bytearray(9) + data[start : start + MIB]
+            while stream.room() < MIB:  # noqa: ASYNC110  its reader would be told
+                await trio.sleep(0.001)
+            stream.send(memoryview(chunk), MIB)
+        hops.server.core.end(stream.stream_id)
+        hops.server.core.reset(stream.stream_id, ErrorCode.CONNECT_ERROR)
+        hops.server.flush()
+
+    async with two_hops(serve=send_end_and_reset) as hops:
+        source, _ = await hops.connection()
+        source.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        await until(lambda: hops.client.core.last_stream_id == 1 and hops.client.active_streams == 0)
+
+        assert await source.receive_all() == data
+
+
 @trio_test
 async def test_an_end_of_data_and_a_reset_in_one_write_end_the_connection() -> None:
     async def end_and_reset(request: TunnelRequest) -> None:
@@ -457,7 +499,7 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off() -> None:
         engine = Engine()
         await nursery.start(engine.run)
         near, far = await tls_pair()
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         tunnel = ServerTunnel(engine, far, TunnelSettings(goodbye_seconds=0.01))
         with near:
