@@ -219,17 +219,17 @@ class Outbound:
 
     async def carry_by(self, first: Route, request: OutboundRequest, sock: socket.socket, call: Call) -> None:
         """Reach the destination by this route, or by another endpoint of its service, and relay."""
-        access, attempt = self.node.access, Attempt(first)
+        attempt = Attempt(first)
         try:
             reached = await self.reach_some(attempt, request, call)
+        except Refused as error:
+            self.give_up(attempt.way, request, call, error.refusal)
+            return
         except BaseException as error:
-            record = access.open(facts_of(attempt.way, request, call.client), began=call.began)
-            record.finish(ended_by(error))
-            if isinstance(error, Refused):
-                return
+            self.give_up(attempt.way, request, call, ended_by(error))
             raise
         way = attempt.way
-        record = access.open(facts_of(way, request, call.client, reached), began=call.began)
+        record = self.node.access.open(facts_of(way, request, call.client, reached), began=call.began)
         entry = OutboundEntry(call.client, request.target, way.destination, way.protocol)
         trouble: str | None = None
         try:
@@ -243,6 +243,11 @@ class Outbound:
             record.finish(ended_by(error))
             raise
         record.finish(outcome_of(reached, trouble))
+
+    def give_up(self, way: Route, request: OutboundRequest, call: Call, refusal: Refusal) -> None:
+        """Leave the access line of a connection that was never established."""
+        record = self.node.access.open(facts_of(way, request, call.client), began=call.began)
+        record.finish(refusal)
 
     async def reach_some(self, attempt: Attempt, request: OutboundRequest, call: Call) -> Reached:
         """Reach the destination, trying other endpoints of its service while that may help.
