@@ -508,8 +508,6 @@ def configure(filter_text: str | None, *, is_json: bool = False, stream: IO[str]
     """
     global _output
     chosen = Filter.parse(f"{ALWAYS},{DEFAULT_FILTER if filter_text is None else filter_text}")
-    for level, name in NAMES.items():
-        logging.addLevelName(level, name)
     try:
         writer: LineWriter | StreamWriter = LineWriter(stream.fileno())
     except io.UnsupportedOperation:
