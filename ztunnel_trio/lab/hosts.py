@@ -13,6 +13,8 @@ IPv6 has the same last two bytes.
 import os
 import socket
 import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
@@ -41,6 +43,7 @@ _PREFIX_V4, _PREFIX_V6 = 16, 64
 _FABRIC_SYSCTLS: Final = {
     "net/ipv4/ip_forward": "1",
     "net/ipv6/conf/all/forwarding": "1",
+    "net/ipv4/conf/all/promote_secondaries": "1",  # the others stay when one address goes
 }
 _HOST_SYSCTLS: Final = {
     "net/ipv6/conf/all/disable_ipv6": "0",
@@ -224,6 +227,19 @@ class Fabric:
         finally:
             host.close()
 
+    @asynccontextmanager
+    async def unreachable(self) -> AsyncGenerator[None, None]:
+        """For the body's time nobody reaches istiod's address: packets for it are lost without an answer.
+
+        Hosts still reach each other and the resolver; connections to istiod stay as they are.
+        """
+        await trio.to_thread.run_sync(_change_gateway, self.host, False)
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):  # a netlink call, which the kernel answers at once
+                await trio.to_thread.run_sync(_change_gateway, self.host, True)
+
     def close(self) -> None:
         self.host.close()
 
@@ -262,6 +278,15 @@ def _build_host(fabric: Host, host: Host) -> None:
 def _cut_cable(fabric: Host, host: Host) -> None:
     with fabric.netns.inside(), Links() as links:
         links.delete(host.port)
+
+
+def _change_gateway(fabric: Host, is_there: bool) -> None:
+    address = IPv4Interface((GATEWAY_V4, _PREFIX_V4))
+    with fabric.netns.inside(), Links() as links:
+        if is_there:
+            links.add_address(address, BRIDGE)
+        else:
+            links.remove_address(address, BRIDGE)
 
 
 def _set(values: dict[str, str]) -> None:

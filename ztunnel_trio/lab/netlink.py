@@ -135,6 +135,15 @@ class Links:
                 **flags,
             )
 
+    def remove_address(self, address: Interface, device: str) -> None:
+        with _asking(f"the address {address} off {device}"):
+            self._route.addr(
+                "del",
+                index=self._index(device),
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+            )
+
     def add_default_route(self, gateway: IPAddress, device: str) -> None:
         everything = "0.0.0.0/0" if gateway.version == 4 else "::/0"
         with _asking(f"a default route through {gateway}"):
