@@ -499,7 +499,7 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off() -> None:
         engine = Engine()
         await nursery.start(engine.run)
         near, far = await tls_pair()
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         tunnel = ServerTunnel(engine, far, TunnelSettings(goodbye_seconds=0.01))
         with near:
