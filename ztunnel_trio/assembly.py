@@ -254,7 +254,7 @@ def make_certificates(config: Config) -> SignedCertificates:
     """Where certificates come from: the CA, or a private one of our own."""
     is_shared = config.proxy_mode is ProxyMode.SHARED
     if config.fake_ca:
-        return SignedCertificates(FakeCa.open(None, utc_now).sign, check_identity=is_shared)
+        return SignedCertificates(FakeCa.open(config.fake_ca_root, utc_now).sign, check_identity=is_shared)
     if config.ca_address is None:
         raise Unstartable("CA_ADDRESS is empty: workload certificates need a CA, or FAKE_CA=true")
     client = CaClient(

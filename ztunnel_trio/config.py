@@ -127,6 +127,7 @@ class Config:
     ca_headers: tuple[tuple[str, str], ...]
     secret_ttl_seconds: float
     fake_ca: bool
+    fake_ca_root: str | None
     xds_on_demand: bool
     local_xds_path: str | None
     local_xds: str | None = field(repr=False)
@@ -411,6 +412,7 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         ca_headers=values.headers(env.CA_HEADER_PREFIX),
         secret_ttl_seconds=values.seconds(env.SECRET_TTL, SECRET_TTL_SECONDS),
         fake_ca=fake_ca,
+        fake_ca_root=values.text(env.FAKE_CA_ROOT) or None,
         xds_on_demand=values.boolean(env.XDS_ON_DEMAND, default=False),
         local_xds_path=local_path,
         local_xds=local_text,

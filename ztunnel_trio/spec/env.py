@@ -72,6 +72,7 @@ KUBERNETES_SERVICE_HOST: Final = "KUBERNETES_SERVICE_HOST"
 XDS_ADDRESS: Final = "XDS_ADDRESS"
 CA_ADDRESS: Final = "CA_ADDRESS"
 FAKE_CA: Final = "FAKE_CA"
+FAKE_CA_ROOT: Final = "FAKE_CA_ROOT"
 XDS_ON_DEMAND: Final = "XDS_ON_DEMAND"
 XDS_ROOT_CA: Final = "XDS_ROOT_CA"
 CA_ROOT_CA: Final = "CA_ROOT_CA"
@@ -204,6 +205,13 @@ SECTIONS: Final = (
             ),
             Variable(FAKE_CA, Kind.BOOL, "false", "A CA within the process; for trying things out."),
             Variable(
+                FAKE_CA_ROOT,
+                Kind.PATH,
+                "none",
+                "The root of that CA, certificate and key, made with mode 0600 where there is none: processes"
+                " that share the file trust each other. None: a root nobody else has.",
+            ),
+            Variable(
                 XDS_ON_DEMAND,
                 Kind.BOOL,
                 "false",
@@ -243,7 +251,7 @@ SECTIONS: Final = (
                 LOCAL_XDS_PATH,
                 Kind.PATH,
                 "none",
-                "A file with workloads, services and policies, read at start.",
+                "A file with workloads, services and policies, read at start and whenever it changes.",
             ),
             Variable(LOCAL_XDS, Kind.YAML, "none", "The same as text; only one of both."),
             Variable(CRL_PATH, Kind.PATH, "none", "Certificate revocation list (PEM), watched for changes."),
