@@ -28,6 +28,7 @@ signal_log = get_logger("signal")
 
 DEDICATED_UID: Final = "dedicated"
 OWN_UID: Final = "ztunnel"
+ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(config: Config, about: BuildInfo) -> None:
@@ -94,14 +95,18 @@ async def drain_on_signals(
 ) -> None:
     """SIGTERM and SIGINT ask for the drain; a second SIGINT ends the process."""
     is_impatient = False
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            name = signal.Signals(number).name
-            if not drain.is_requested:
-                signal_log.info("received signal %s, starting shutdown", name)
-                is_impatient = number == signal.SIGINT
-                drain.request(name)
-            elif number == signal.SIGINT and is_impatient:
-                signal_log.info("Double Ctrl+C, exit immediately")
-                os._exit(0)  # an operator who insists does not wait for us to tidy up
+    try:
+        with trio.open_signal_receiver(*ENDING) as signals:
+            task_status.started()
+            async for number in signals:
+                name = signal.Signals(number).name
+                if not drain.is_requested:
+                    signal_log.info("received signal %s, starting shutdown", name)
+                    is_impatient = number == signal.SIGINT
+                    drain.request(name)
+                elif number == signal.SIGINT and is_impatient:
+                    signal_log.info("Double Ctrl+C, exit immediately")
+                    os._exit(0)  # an operator who insists does not wait for us to tidy up
+    finally:
+        for number in ENDING:  # the drain is over: one more must not make a failure of a clean exit
+            signal.signal(number, signal.SIG_IGN)
