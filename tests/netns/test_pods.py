@@ -23,6 +23,7 @@ from ztunnel_trio.spec.network import DNS_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PO
 DOUBLE, ECHO = 8080, 8082
 OURS = [OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT, DNS_PORT]
 CHURNED = 50
+TASKS = "tokio_num_alive_tasks"
 SLACK_BYTES = 4 * 1024 * 1024
 
 
@@ -246,11 +247,12 @@ async def churn(scene: Scene, round_: int) -> None:
 async def test_50_pods_leave_no_descriptor_thread_or_memory_behind(scene: Scene) -> None:
     count = await active(scene.node)
     await churn(scene, 1)  # what is made once and kept: caches, the allocator's reserves
-    before = scene.node.proxy.usage()
+    before, tasks = scene.node.proxy.usage(), await total(scene.node, TASKS)
 
     await churn(scene, 2)
 
     after = await settled(scene.node, before.descriptors)
+    assert await total(scene.node, TASKS) <= tasks
     assert after.descriptors <= before.descriptors
     assert after.threads == before.threads
     assert after.resident_bytes <= before.resident_bytes + SLACK_BYTES
