@@ -95,18 +95,16 @@ async def drain_on_signals(
 ) -> None:
     """SIGTERM and SIGINT ask for the drain; a second SIGINT ends the process."""
     is_impatient = False
-    try:
-        with trio.open_signal_receiver(*ENDING) as signals:
-            task_status.started()
-            async for number in signals:
-                name = signal.Signals(number).name
-                if not drain.is_requested:
-                    signal_log.info("received signal %s, starting shutdown", name)
-                    is_impatient = number == signal.SIGINT
-                    drain.request(name)
-                elif number == signal.SIGINT and is_impatient:
-                    signal_log.info("Double Ctrl+C, exit immediately")
-                    os._exit(0)  # an operator who insists does not wait for us to tidy up
-    finally:
-        for number in ENDING:  # the drain is over: one more must not make a failure of a clean exit
-            signal.signal(number, signal.SIG_IGN)
+    for each in ENDING:  # Trio gives these back in the end: one more must not spoil a clean exit
+        signal.signal(each, signal.SIG_IGN)
+    with trio.open_signal_receiver(*ENDING) as signals:
+        task_status.started()
+        async for number in signals:
+            name = signal.Signals(number).name
+            if not drain.is_requested:
+                signal_log.info("received signal %s, starting shutdown", name)
+                is_impatient = number == signal.SIGINT
+                drain.request(name)
+            elif number == signal.SIGINT and is_impatient:
+                signal_log.info("Double Ctrl+C, exit immediately")
+                os._exit(0)  # an operator who insists does not wait for us to tidy up
