@@ -33,7 +33,7 @@ from tests.netns.tools import (
 )
 from ztunnel_trio.lab import apps, http, resources
 from ztunnel_trio.lab.hbone import HboneServer, Peer, answering, certificate_of, forwarding, open_tunnel
-from ztunnel_trio.lab.mesh import Lab, LabSettings, Pod, open_lab
+from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, open_lab
 from ztunnel_trio.lab.pki import Authority
 from ztunnel_trio.lab.proxy_log import LogLine
 from ztunnel_trio.model.address import HboneTarget, HostPort, IPAddress, SocketAddress
@@ -56,6 +56,7 @@ from ztunnel_trio.wire.proxy_protocol import header_bytes, parse_header
 DOUBLE, WHOAMI, ECHO, DIGEST, SOURCE = 8080, 8081, 8082, 8083, 8084
 LARGE_BYTES = 64 * 1024 * 1024
 CONNECTIONS = 500
+QUIET_SECONDS = 0.03
 VIP_PORT = 80
 BOTH_FAMILIES = pytest.mark.parametrize("version", [4, 6])
 GARBAGE = b"\x13\x37 not what you expect\r\n\r\n" * 4
@@ -88,12 +89,20 @@ class Scene:
     async def lines(self, *pods: Pod, count: int = 1) -> AsyncGenerator[list[LogLine], None]:
         """The access lines that the body's connections leave, so many at each node of these pods."""
         nodes = [pod.node for pod in pods if pod.node is not None]
-        marks = [node.log.mark() for node in nodes]
+        marks = [await quiet_mark(node) for node in nodes]  # a line of what went before may still be due
         found: list[LogLine] = []
         yield found
         with trio.fail_after(5):
             for node, mark in zip(nodes, marks, strict=True):
                 found += await node.log.wait_access(mark, count=count)
+
+
+async def quiet_mark(node: Node) -> int:
+    """The end of a node's log, once nothing has been added for a moment."""
+    mark = -1
+    while mark != (mark := node.log.mark()):  # noqa: ASYNC110  a file cannot tell
+        await trio.sleep(QUIET_SECONDS)
+    return mark
 
 
 @asynccontextmanager
