@@ -6,6 +6,7 @@ caused (no descriptors left) is waited out, since the pending connection would m
 again. `TCP_NODELAY` and keepalive are set on the listening socket, accepted ones inherit them on Linux.
 """
 
+import contextvars
 import errno
 import logging
 import socket
@@ -18,6 +19,7 @@ from typing import Final
 import trio
 
 from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
+from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.spec.linux import (
     IP6T_SO_ORIGINAL_DST,
     IP_TRANSPARENT,
@@ -68,7 +70,7 @@ class Listener:
     the port the kernel chose if 0 was asked for.
     """
 
-    __slots__ = ("_keepalive", "_set_keepalive", "address", "sock", "transparent")
+    __slots__ = ("_keepalive", "_set_keepalive", "address", "on_close", "sock", "transparent")
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class Listener:
         self.sock = sock
         self.address = _address(sock.getsockname())
         self.transparent = transparent
+        self.on_close: Callable[[], None] | None = None  # for whoever accepts by other means than a task
         self._keepalive = keepalive
         self._set_keepalive = set_keepalive
 
@@ -116,6 +119,8 @@ class Listener:
     def close(self) -> None:
         """Stop listening. A task waiting in `accept` is woken with `trio.ClosedResourceError`."""
         if self.sock.fileno() >= 0:
+            if self.on_close is not None:
+                self.on_close()
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
 
@@ -164,6 +169,80 @@ async def accept_into(
         except RuntimeError:  # the nursery is closed: nobody will own it
             accepted.sock.close()
             raise
+
+
+async def accept_with(
+    engine: Engine, listener: Listener, nursery: trio.Nursery, serve: Serve, *, keepalive: bool = False
+) -> None:
+    """As `accept_into`, where the engine accepts: no task wakes up to start another.
+
+    Raises:
+        trio.ClosedResourceError: somebody closed the listener.
+    """
+    if listener.sock.fileno() < 0:
+        raise trio.ClosedResourceError("the listener was closed")
+    if keepalive:
+        listener.set_keepalive()
+    accepting = _Accepting(engine, listener, nursery, serve)
+    engine.register(listener.sock.fileno(), accepting)
+    listener.on_close = accepting.closed
+    try:
+        while True:
+            await accepting.trouble.wait()
+            if accepting.bug is not None:
+                raise accepting.bug
+            await trio.sleep(PAUSE_SECONDS)
+            accepting.trouble = Once(engine)
+            engine.again(accepting)
+    finally:
+        listener.on_close = None
+        engine.unregister(listener.sock.fileno())
+
+
+class _Accepting:
+    """A listening socket as an end of the engine. `trouble`: no descriptors left, or a bug."""
+
+    def __init__(self, engine: Engine, listener: Listener, nursery: trio.Nursery, serve: Serve) -> None:
+        self._engine = engine
+        self._listener = listener
+        self._nursery = nursery
+        self._serve = serve
+        self._context = contextvars.copy_context()
+        self.trouble = Once(engine)
+        self.bug: Exception | None = None
+
+    def ready(self, _flags: int) -> None:
+        self.go_on()
+
+    def go_on(self) -> None:
+        if self._listener.sock.fileno() < 0:
+            return
+        for _ in range(BURST):
+            try:
+                accepted = self._listener.accept_nowait()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.error("Failed TCP handshake %s (os error %s)", error.strerror, error.errno)
+                if error.errno in _PEER_FAULTS:
+                    continue
+                self.trouble.set()
+                return
+            try:
+                self._context.run(self._nursery.start_soon, self._serve, accepted.sock, accepted.peer)
+            except RuntimeError:  # the nursery is closed: nobody will own it
+                accepted.sock.close()
+                raise
+            self._engine.wake()
+        self._engine.again(self)
+
+    def broke(self, error: Exception) -> None:
+        self.bug = error
+        self.trouble.set()
+
+    def closed(self) -> None:
+        self._engine.unregister(self._listener.sock.fileno())
+        self.broke(trio.ClosedResourceError("the listener was closed"))
 
 
 def original_destination(sock: socket.socket) -> SocketAddress:

@@ -20,7 +20,8 @@ import trio
 
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import WorkloadInfo
-from ztunnel_trio.net.listener import Listener, Serve, accept_into
+from ztunnel_trio.net.engine import Engine
+from ztunnel_trio.net.listener import Listener, Serve, accept_with
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.log import Bare, get_logger
 from ztunnel_trio.proxy.dialler import Dialler
@@ -141,7 +142,8 @@ class WorkloadProxy:
             watching.start_soon(self.registry.watch, self.node.live, self.info, judge.allows)
             async with trio.open_nursery() as doors:
                 for door in self.doors:
-                    doors.start_soon(serve_door, door, self.handler(door, pool, dialler, judge, drain), drain)
+                    handler = self.handler(door, pool, dialler, judge, drain)
+                    doors.start_soon(serve_door, self.node.engine, door, handler, drain)
                 if self.name_server is not None:
                     doors.start_soon(self.name_server.run, drain)
             watching.cancel_scope.cancel(reason="drained")
@@ -179,7 +181,7 @@ def wanted_doors(settings: ProxySettings, *, is_own: bool) -> list[tuple[str, So
     return [*doors, ("socks5", SocketAddress(LOCALHOST, SOCKS5_PORT))] if settings.socks5 else doors
 
 
-async def serve_door(door: Door, handler: Handler, drain: Drain) -> None:
+async def serve_door(engine: Engine, door: Door, handler: Handler, drain: Drain) -> None:
     """Accept until the drain is asked for, then wait for what runs, as long as the grace lasts."""
     serve = partial(serve_one, handler)
     fields = {"component": DRAIN_NAMES.get(door.component, door.component)}
@@ -188,7 +190,7 @@ async def serve_door(door: Door, handler: Handler, drain: Drain) -> None:
             async with trio.open_nursery() as accepting:
                 keepalive = door.component in PROBED
                 accepting.start_soon(
-                    partial(accept_into, door.listener, connections, serve, keepalive=keepalive)
+                    partial(accept_with, engine, door.listener, connections, serve, keepalive=keepalive)
                 )
                 await drain.requested.wait()
                 accepting.cancel_scope.cancel(reason="draining")

@@ -652,7 +652,7 @@ class HboneConnection:
 
     def _decode(self, block: bytes) -> list[Field]:
         try:
-            return list(self._h2.decoder.decode(block, raw=True))
+            return self._h2.decoder.decode_fields(block)
         except hpack.OversizedHeaderListError as error:
             raise PeerBrokeProtocol(str(error), ErrorCode.ENHANCE_YOUR_CALM) from error
         except hpack.HPACKError as error:  # RFC 9113 4.3

@@ -73,6 +73,63 @@ class PlainEncoder(hpack.Encoder):
         return self._known
 
 
+class PlainDecoder(hpack.Decoder):
+    """HPACK made cheap for what `PlainEncoder` makes: indices, and literals nobody remembers.
+
+    Such a block changes no table, so at the first thing of another kind the block is begun again by hpack.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, tuple[bytes, bytes]] = {}  # what the octet of an index stands for
+
+    def decode_fields(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        """The fields of a block.
+
+        Raises:
+            hpack.HPACKError: as `hpack.Decoder.decode`.
+        """
+        known = self._known
+        fields: list[tuple[bytes, bytes]] = []
+        at, end, size = 0, len(block), 0
+        while at < end:
+            octet = block[at]
+            if 0x80 < octet < 0xFF:
+                found = known.get(octet) or self._look_up(octet)
+                if found is None:
+                    break
+                field = found
+                at += 1
+            elif octet == 0x10 and at + 2 < end:  # a new name, not to be indexed (RFC 7541 6.2.3)
+                start = at + 2
+                middle = start + block[at + 1]
+                if block[at + 1] >= 0x7F or middle >= end or block[middle] >= 0x7F:  # Huffman, or long
+                    break
+                at = middle + 1 + block[middle]
+                if at > end:
+                    break
+                field = (block[start:middle], block[middle + 1 : at])
+            else:
+                break
+            size += len(field[0]) + len(field[1]) + 32
+            fields.append(field)
+        if at < end or size > self.max_header_list_size:
+            return self._decode_all(block)
+        return fields
+
+    def _decode_all(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        self._known.clear()  # the table may change
+        return [(bytes(name), bytes(value)) for name, value in self.decode(block, raw=True)]
+
+    def _look_up(self, octet: int) -> tuple[bytes, bytes] | None:
+        try:
+            name, value = self.header_table.get_by_index(octet & 0x7F)
+        except hpack.InvalidTableIndexError:
+            return None
+        field = self._known[octet] = (bytes(name), bytes(value))
+        return field
+
+
 def never_indexed(name: bytes, value: bytes) -> bytes:
     """A literal field that no table remembers (RFC 7541 6.2.3)."""
     if len(name) < 127 and len(value) < 127:
@@ -85,10 +142,12 @@ class Book(h2.connection.H2Connection):
     """h2 without streams."""
 
     encoder: PlainEncoder
+    decoder: PlainDecoder
 
     def __init__(self, config: h2.config.H2Configuration) -> None:
         super().__init__(config)
         self.encoder = PlainEncoder()
+        self.decoder = PlainDecoder()
 
 
 def make_book(settings: HboneSettings) -> Book:

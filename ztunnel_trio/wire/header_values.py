@@ -6,6 +6,7 @@ required: a value that breaks its format counts as absent, so the parsers answer
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Self
 
 from ztunnel_trio.errors import WeBrokeProtocol
@@ -59,6 +60,12 @@ def parse_baggage(lines: Iterable[bytes]) -> Baggage | None:
 
     None when there is no line, or one that is not visible ASCII: then nothing of the header is believed.
     """
+    every = tuple(lines)
+    short = sum(map(len, every)) <= _REMEMBERED_BYTES
+    return _parse_remembered(every) if short else _parse_baggage(every)
+
+
+def _parse_baggage(lines: tuple[bytes, ...]) -> Baggage | None:
     found: dict[str, str | None] = {}
     seen = False
     for line in lines:
@@ -71,6 +78,10 @@ def parse_baggage(lines: Iterable[bytes]) -> Baggage | None:
             if len(parts) > 1 and (name := _MEMBERS.get(parts[0])) is not None:
                 found[name] = parts[1] or None
     return Baggage(**found) if seen else None
+
+
+_REMEMBERED_BYTES: Final = 1024
+_parse_remembered: Final = lru_cache(maxsize=1024)(_parse_baggage)  # a workload sends the same all its life
 
 
 # ---- traceparent (W3C trace context, 3.2) --------------------------------------------------------

@@ -12,9 +12,11 @@ from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net import listener as listening
+from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.listener import (
     Listener,
     accept_into,
+    accept_with,
     local_address,
     original_destination,
     peer_address,
@@ -151,7 +153,7 @@ def test_without_descriptors_accepting_pauses_and_goes_on(number: int) -> None:
             accepted = await listener.accept()
             accepted.sock.close()
             assert trio.current_time() - began == pytest.approx(2 * listening.PAUSE_SECONDS)
-            assert sock.calls == 3
+            assert sock.calls == 4  # the last found nothing
 
     logging.getLogger("ztunnel::socket").disabled = True
     try:
@@ -273,3 +275,70 @@ def test_a_connection_that_is_gone_still_has_its_original_destination() -> None:
         with accepted.sock:
             accepted.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             assert original_destination(accepted.sock).port == listener.address.port
+
+
+@pytest.mark.parametrize("in_front", [True, False])
+@trio_test
+async def test_the_engine_accepts_for_a_task(in_front: bool) -> None:
+    engine = Engine(in_front=in_front)
+    served: list[SocketAddress] = []
+    listener = FACTORY.listen_tcp(HERE)
+
+    async def serve(sock: socket.socket, peer: SocketAddress) -> None:
+        with sock:
+            served.append(peer)
+            if len(served) == 3:
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        nursery.start_soon(accept_with, engine, listener, nursery, serve)
+        with dial(listener):
+            await trio.testing.wait_all_tasks_blocked()
+            with dial(listener), dial(listener):
+                await trio.sleep(5)
+    listener.close()
+    assert len(served) == 3
+    assert engine.registered == 0
+
+
+@trio_test(autojump=True)
+async def test_the_engine_waits_out_a_lack_of_descriptors() -> None:
+    engine = Engine()
+    listener, sock = failing(errno.EMFILE, errno.ECONNABORTED)
+
+    async def serve(accepted: socket.socket, peer: SocketAddress) -> None:
+        with accepted:
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        nursery.start_soon(accept_with, engine, listener, nursery, serve)
+        with dial(listener):
+            await trio.sleep(5)
+    listener.close()
+    assert sock.calls == 4  # the last found nothing
+
+
+@trio_test
+async def test_the_engine_tells_of_a_listener_that_was_closed() -> None:
+    engine = Engine()
+    listener = FACTORY.listen_tcp(HERE)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        nursery.start_soon(close_soon, listener)
+        with pytest.raises(trio.ClosedResourceError):
+            await accept_with(engine, listener, nursery, unserved)
+        with pytest.raises(trio.ClosedResourceError):
+            await accept_with(engine, listener, nursery, unserved)
+        assert engine.registered == 0
+        nursery.cancel_scope.cancel()
+
+
+async def unserved(sock: socket.socket, peer: SocketAddress) -> None:
+    raise AssertionError
+
+
+async def close_soon(listener: Listener) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    listener.close()

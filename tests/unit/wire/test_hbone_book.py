@@ -1,7 +1,7 @@
 import hpack
 import pytest
 
-from ztunnel_trio.wire.hbone_book import PlainEncoder, never_indexed
+from ztunnel_trio.wire.hbone_book import PlainDecoder, PlainEncoder, never_indexed
 
 
 def test_what_repeats_becomes_an_index_and_decodes_all_the_same() -> None:
@@ -36,3 +36,43 @@ def test_literals_nobody_remembers_may_have_any_length(length: int) -> None:
     [decoded] = decoder.decode(never_indexed(*field), raw=True)
     assert tuple(decoded) == field
     assert not decoder.header_table.dynamic_entries
+
+
+def test_both_decoders_read_the_same() -> None:
+    encoders = [PlainEncoder(), hpack.Encoder()]
+    for encoder in encoders:
+        ours, theirs = PlainDecoder(), hpack.Decoder()
+        for number in range(300):
+            fields = [
+                (b":method", b"CONNECT"),
+                (b":authority", b"h%d:80" % (number % 70)),
+                (b"baggage", b"k=v" * (number % 60)),
+                (b"forwarded", b"f" * (number % 200)),
+                (b"traceparent", b"%d" % number),
+            ]
+            block = (
+                encoder.encode_fields(fields) if isinstance(encoder, PlainEncoder) else encoder.encode(fields)
+            )
+            assert (
+                ours.decode_fields(block)
+                == [tuple(field) for field in theirs.decode(block, raw=True)]
+                == fields
+            )
+
+
+@pytest.mark.parametrize(
+    "block", [b"\x80", b"\xfe", b"\x10", b"\x10\x03a", b"\x82\xff\x80\x80\x80"]
+)
+def test_a_block_that_is_none_is_refused(block: bytes) -> None:
+    decoder = PlainDecoder()
+    decoder.decode_fields(b"\x82")
+    with pytest.raises(hpack.HPACKError):
+        decoder.decode_fields(block)
+
+
+def test_the_size_of_a_list_is_limited() -> None:
+    encoder, decoder = PlainEncoder(), PlainDecoder()
+    decoder.max_header_list_size = 100
+    block = encoder.encode_fields([(b"forwarded", b"f" * 30), (b"traceparent", b"t" * 30)])
+    with pytest.raises(hpack.OversizedHeaderListError):
+        decoder.decode_fields(block)
