@@ -69,11 +69,13 @@ class Authority:
         certificate = self.sign(key.public_key(), san, not_before, not_after, critical=True, serial=serial)
         return certificate.public_bytes(serialization.Encoding.PEM).decode(), key_pem_of(key)
 
-    def server(self, *names: str) -> tuple[str, bytes]:
+    def server(
+        self, *names: str, not_before: datetime = LONG_AGO, not_after: datetime = FAR_AWAY
+    ) -> tuple[str, bytes]:
         """A TLS server's certificate (PEM) for DNS names and IP addresses, and its key (PEM)."""
         key = ec.generate_private_key(ec.SECP256R1())
         san = x509.SubjectAlternativeName([_general(name) for name in names])
-        certificate = self.sign(key.public_key(), san, LONG_AGO, FAR_AWAY, critical=True)
+        certificate = self.sign(key.public_key(), san, not_before, not_after, critical=True)
         return certificate.public_bytes(serialization.Encoding.PEM).decode(), key_pem_of(key)
 
     def sign(

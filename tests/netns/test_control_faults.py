@@ -138,7 +138,7 @@ async def test_istiod_is_unreachable_for_a_while(lab: Lab) -> None:
 async def heard(scene: Scene) -> bool:
     try:
         await scene.listen()
-    except trio.TooSlowError:
+    except (trio.TooSlowError, AssertionError):  # streams that istiod takes for alive are not
         return False
     return True
 

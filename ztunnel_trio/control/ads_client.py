@@ -12,7 +12,7 @@ acyclic, and collections over hundreds of thousands of objects would stop every 
 import gc
 import logging
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
 
@@ -298,10 +298,12 @@ class AdsClient:
         await self._pace.rest()
 
     async def _pass_over(self, response: Response) -> int:
-        """Drop the resources of a type we never asked for; returns how many bytes there were."""
+        """Drop the resources of a type we never asked for; returns how many bytes of payload there were."""
         received_bytes = 0
         while response.resources:
-            received_bytes += sum(map(len, response.resources.take(_CLOCK_EVERY)))
+            for encoded in response.resources.take(_CLOCK_EVERY):
+                with suppress(PeerBrokeProtocol):
+                    received_bytes += len(parse_resource(encoded).value or b"")
             await trio.lowlevel.checkpoint()
         return received_bytes
 
