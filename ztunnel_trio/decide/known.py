@@ -52,9 +52,6 @@ class Known:
         return type(self)(self.asked, MappingProxyType({**self.hosts, uid: answer}))
 
 
-NOTHING_KNOWN: Final = Known()
-
-
 @dataclass(slots=True, eq=False)
 class Question:
     """One outbound decision in the making: who wants to go where, in which mesh, with what known.

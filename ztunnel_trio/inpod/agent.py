@@ -45,7 +45,7 @@ from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.seqpacket import Datagram, SeqPacket
 from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.supervise.keep_running import Backoff
+from ztunnel_trio.supervise.backoff import Backoff
 from ztunnel_trio.wire import zds
 
 connection_log = get_logger("inpod::workloadmanager")

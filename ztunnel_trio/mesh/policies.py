@@ -25,10 +25,6 @@ class Policies:
         """The policy of a resource name, `namespace/name`."""
         return self._by_key.get(key)
 
-    def of_namespace(self, namespace: str) -> list[Authorization]:
-        """The policies that apply to a whole namespace."""
-        return list(self._by_namespace.get(namespace, {}).values())
-
     def put(self, key: str, policy: Authorization) -> None:
         """Add a policy or replace it; its scope may change."""
         self.remove(key)

@@ -46,14 +46,6 @@ class WorkloadCertificate:
         """The leaf and its intermediates, never the root: what a handshake sends."""
         return b"".join(to_pem(der) for der in (self.leaf_der, *self.intermediates_der))
 
-    def roots_pem(self) -> bytes:
-        """Every trust anchor, concatenated; empty when there is none."""
-        return b"".join(to_pem(der) for der in self.roots_der)
-
-    def is_expired(self, now: datetime) -> bool:
-        """Whether the leaf's lifetime is over at `now` (aware)."""
-        return now > self.not_after
-
 
 def to_pem(der: bytes, label: str = CERTIFICATE_LABEL, *, line_length: int = _PEM_LINE) -> bytes:
     """Wrap DER as one PEM block with a trailing newline."""

@@ -248,11 +248,6 @@ class Engine:
                 except Exception as error:  # noqa: BLE001
                     _break(writer, error)
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether somebody waits for another round."""
-        return bool(self._later)
-
 
 def _break(end: End | Writer, error: Exception) -> None:
     """End the connection whose pump raised; whatever that raises in turn must not reach Trio."""

@@ -271,10 +271,6 @@ def encode_answer(
     return EncodedAnswer(before, bodies, fitting, pointer, after)
 
 
-def _address_body(ip: IPAddress) -> bytes:
-    return _RECORD.pack(A if ip.version == 4 else AAAA, 1, TTL, len(ip.packed)) + ip.packed
-
-
 def _fitting(bodies: Sequence[bytes], room: int, first: int, pointer: int) -> int:
     """How many records of one size fit: the first one's owner has its own length."""
     if not bodies or room < first + len(bodies[0]):

@@ -17,7 +17,6 @@ from ztunnel_trio.model.identity import SpiffeId
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 FIXED_BYTES: Final = 16
 IDENTITY_TLV: Final = 0xD0  # workload.proto, ApplicationTunnel: the peer's SPIFFE id
-MAX_HEADER_BYTES: Final = FIXED_BYTES + 0xFFFF
 MAX_IDENTITY_BYTES: Final = 0xFFFF - 36 - 3  # what two IPv6 ends and the TLV's own head leave
 
 _VERSION_LOCAL: Final = 0x20

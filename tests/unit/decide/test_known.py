@@ -2,14 +2,13 @@
 
 from ipaddress import IPv4Address
 
-from ztunnel_trio.decide.known import NOTHING_KNOWN, Known
+from ztunnel_trio.decide.known import Known
 
 
 def test_telling_more_leaves_what_was_known_as_it_was() -> None:
-    asked = NOTHING_KNOWN.with_asked("ns/host")
+    asked = Known().with_asked("ns/host")
     resolved = asked.with_host("uid", (IPv4Address("10.0.0.1"),)).with_host("gone", None)
 
-    assert Known() == NOTHING_KNOWN
     assert asked.asked == {"ns/host"}
     assert not asked.hosts
     assert resolved.asked == {"ns/host"}

@@ -25,7 +25,6 @@ def test_a_chain_has_its_leaf_first_and_its_roots_last() -> None:
     assert (got.intermediates_der, got.roots_der) == ((istiod.der,), (root.der,))
     assert (got.not_before, got.not_after) == (NOW, NOW + timedelta(hours=24))
     assert got.chain_pem().decode() == leaf + istiod.pem
-    assert got.roots_pem().decode() == root.pem
     assert "PRIVATE" not in repr(got)
 
 
@@ -46,8 +45,7 @@ def test_an_expired_certificate_is_still_an_answer() -> None:
 
     got = parse_chain(SLEEP, [leaf, root.pem], key, check_identity=True)
 
-    assert got.is_expired(NOW + timedelta(seconds=1))
-    assert not got.is_expired(NOW)
+    assert got.not_after == NOW
 
 
 def test_wrong_answers_are_called_by_the_reference_names() -> None:
