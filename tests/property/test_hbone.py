@@ -36,7 +36,7 @@ any_frame = st.one_of(
 )
 
 
-def feed(core: HboneConnection, pieces: list[bytes]) -> None:
+def check_fed(core: HboneConnection, pieces: list[bytes]) -> None:
     try:
         for piece in pieces:
             for event in core.receive(memoryview(piece)):
@@ -66,15 +66,15 @@ def test_frames_without_sense_break_nothing_of_ours(sent: list[bytes], is_client
         core.open_stream("h:1", [])
         core.open_stream("h:1", [])
     start = frame(4, 0, 0, b"") if is_client else PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, CONNECT)
-    feed(core, [start, *sent])
+    check_fed(core, [start, *sent])
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.booleans(), st.booleans())
 def test_bytes_without_sense_break_nothing_of_ours(sent: bytes, is_client: bool, greets: bool) -> None:
     core = HboneConnection(HboneSettings(is_client=is_client))
-    feed(core, [(b"" if is_client else PREFACE) + frame(4, 0, 0, b"")] if greets else [])
-    feed(core, [sent])
+    check_fed(core, [(b"" if is_client else PREFACE) + frame(4, 0, 0, b"")] if greets else [])
+    check_fed(core, [sent])
 
 
 @settings(max_examples=100, deadline=None)

@@ -485,21 +485,28 @@ def test_content_length_is_held_to() -> None:
     assert peer.say(frame(DATA, 1, 5, b"ab"))[1:] == [StreamEnded(5)]
 
 
-def test_headers_for_a_stream_that_is_over_are_answered_stream_closed() -> None:
+def test_headers_for_a_stream_we_reset_are_answered_stream_closed() -> None:
+    peer = Peer()
+    peer.open(1)
+    peer.core.reset(1, ErrorCode.CANCEL)
+    peer.heard()
+
+    assert peer.headers(1, [("a", "b")], flags=5) == []
+    assert peer.heard() == [rst(1, ErrorCode.STREAM_CLOSED)]
+    peer.open(3)
+
+
+def test_headers_for_a_stream_that_both_have_ended_end_the_connection() -> None:
     peer = Peer()
     peer.headers(1, [(":method", "POST"), (":scheme", "https"), (":path", "/"), ("content-length", "1")])
     peer.core.served(1)
     peer.say(frame(DATA, 1, 1, b"a"))
     peer.core.accept(1, [])
     peer.core.end(1)
-    peer.open(3)
-    peer.core.reset(3, ErrorCode.CANCEL)
-    peer.heard()
 
-    for stream_id in (1, 3):
-        assert peer.headers(stream_id, [("a", "b")], flags=5) == []
-        assert peer.heard() == [rst(stream_id, ErrorCode.STREAM_CLOSED)]
-    peer.open(5)
+    with pytest.raises(PeerBrokeProtocol) as caught:
+        peer.headers(1, [("a", "b")], flags=5)
+    assert caught.value.code == ErrorCode.STREAM_CLOSED
 
 
 def test_late_headers_are_ignored_by_the_client() -> None:
@@ -674,6 +681,8 @@ def test_requests_reset_after_somebody_looked_are_not() -> None:
         peer.headers(stream_id, CONNECT)
         peer.say(frame(RST, 0, stream_id, struct.pack(">I", 8)))
         peer.core.served(stream_id)
+
+    assert peer.core.open_streams == 0
 
 
 def test_stream_errors_are_limited() -> None:
