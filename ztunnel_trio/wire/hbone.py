@@ -667,6 +667,8 @@ class HboneConnection:
                 return  # late: compression is all that mattered
             if stream_id > self._highest:
                 self._request_received(stream_id, fields, ends, events)
+            elif not self._recent[stream_id]:  # it had ended the stream itself (RFC 9113 5.1)
+                raise PeerBrokeProtocol("HEADERS after END_STREAM", ErrorCode.STREAM_CLOSED)
             else:
                 self._count_error()
                 self._put(_RST, 0, stream_id, _WORD.pack(ErrorCode.STREAM_CLOSED))
