@@ -20,7 +20,7 @@ from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.proxy.node import ProxySettings
-from ztunnel_trio.proxy.workload_proxy import NameServer, WorkloadProxy
+from ztunnel_trio.proxy.workload_proxy import NameServer, WorkloadProxy, wanted_doors
 from ztunnel_trio.spec.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS5_PORT
 from ztunnel_trio.supervise.drain import Drain
 
@@ -260,3 +260,33 @@ def test_a_proxy_cancelled_anywhere_leaves_nothing() -> None:
             await made.over.wait()
 
     assert cancelled_everywhere_now(scenario, autojump=True) > 30
+
+
+DATA = [("inbound", "[::]:15008"), ("inbound plaintext", "[::]:15006"), ("outbound", "[::]:15001")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_own", "doors"),
+    [
+        (ProxySettings(), False, DATA),
+        (WITH_SOCKS, False, [*DATA, ("socks5", "127.0.0.1:15080")]),
+        (ProxySettings(is_ipv6_enabled=False), False, [(name, f"0.0.0.0:{at[-5:]}") for name, at in DATA]),
+        (ProxySettings(is_on=False, socks5=True), False, []),
+        (WITH_SOCKS, True, DATA[:1]),
+        (ProxySettings(is_on=False), True, DATA[:1]),
+    ],
+)
+def test_the_doors_follow_the_settings(
+    settings: ProxySettings, is_own: bool, doors: list[tuple[str, str]]
+) -> None:
+    assert [(name, str(at)) for name, at in wanted_doors(settings, is_own=is_own)] == doors
+
+
+@trio_test
+async def test_a_data_path_that_is_off_binds_nothing() -> None:
+    async with world(ProxySettings(is_on=False)) as it:
+        proxy = WorkloadProxy(it.node, SERVER.info, it.sockets(SERVER.addresses[0]))
+        proxy.bind(None)
+
+        assert not proxy.doors
+        assert not it.ports
