@@ -135,16 +135,28 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 def fail(failures: Sequence[BaseException]) -> int:
-    """Say on stderr what ended the start, with causes; the exit code for it."""
+    """Say on stderr what ended the start, with the causes that add something; the exit code for it."""
     from ztunnel_trio.config import Unstartable
 
     for failure in failures:
-        error: BaseException | None = failure
-        lead = "Error: "
-        while error is not None:
-            sys.stderr.write(f"{lead}{error}\n")
-            error, lead = error.__cause__, "Caused by: "
+        told = text_of(failure)
+        sys.stderr.write(f"Error: {told}\n")
+        cause = failure.__cause__
+        while cause is not None:
+            if (text := text_of(cause)) not in told:
+                sys.stderr.write(f"Caused by: {text}\n")
+                told = text
+            cause = cause.__cause__
     return ABORTED if any(isinstance(failure, Unstartable) for failure in failures) else FAILED
+
+
+def text_of(error: BaseException) -> str:
+    """An exception in operators' words: the system's own failures without Python's brackets."""
+    from ztunnel_trio.net.failures import os_error_text
+
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__:
+        return os_error_text(error)
+    return str(error)
 
 
 if __name__ == "__main__":

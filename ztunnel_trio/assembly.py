@@ -40,13 +40,16 @@ from ztunnel_trio.dns.forward import Budget, Forwarder
 from ztunnel_trio.dns.host_resolver import HostResolver
 from ztunnel_trio.dns.resolv_conf import read_hosts
 from ztunnel_trio.dns.server import DnsServer, DnsSettings
+from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.grammar import ControlPlaneAddress, Localhost
 from ztunnel_trio.inpod.agent import GATE_NAME
 from ztunnel_trio.mesh.document import Json
 from ztunnel_trio.mesh.mesh import Changes, Mesh
 from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.source import FromFile, RootSource
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.engine import Engine
+from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.access_log import AccessLog
@@ -251,12 +254,17 @@ def make_servers(parts: Parts, local_source: LocalSource | None, build: BuildInf
 
 
 def make_certificates(config: Config) -> SignedCertificates:
-    """Where certificates come from: the CA, or a private one of our own."""
+    """Where certificates come from: the CA, or a private one of our own.
+
+    Raises:
+        ConfigError: the CA's roots, or the private CA's files, cannot be read.
+    """
     is_shared = config.proxy_mode is ProxyMode.SHARED
     if config.fake_ca:
         return SignedCertificates(FakeCa.open(config.fake_ca_root, utc_now).sign, check_identity=is_shared)
     if config.ca_address is None:
         raise Unstartable("CA_ADDRESS is empty: workload certificates need a CA, or FAKE_CA=true")
+    check_readable("CA_ROOT_CA", config.ca_root_cert)
     client = CaClient(
         make_target(config.ca_address, config.alt_ca_hostname),
         config.ca_root_cert,
@@ -268,6 +276,19 @@ def make_certificates(config: Config) -> SignedCertificates:
         ),
     )
     return SignedCertificates(client.sign, check_identity=is_shared)
+
+
+def check_readable(name: str, roots: RootSource) -> None:
+    """Read a root file once, so that a wrong one is told at the start (ztunnel src/identity/caclient.rs).
+
+    Raises:
+        ConfigError: it is there, and cannot be read.
+    """
+    if isinstance(roots, FromFile):
+        try:
+            Path(roots.path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{name}: {roots.path}: {os_error_text(error)}") from error
 
 
 def make_ads(

@@ -77,9 +77,18 @@ def test_every_failure_of_a_group_is_told_with_its_cause(capsys: pytest.CaptureF
 
     assert entry.fail(entry.leaves(group)) == 101
     assert capsys.readouterr().err == (
-        "Error: no port\nCaused by: [Errno 98] Address already in use\nError: no CA\n"
+        "Error: no port\nCaused by: Address already in use (os error 98)\nError: no CA\n"
     )
     assert entry.fail([failure]) == 1
+
+
+def test_a_cause_that_adds_nothing_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    failure = ConfigError("mesh.yaml: No such file or directory (os error 2)")
+    failure.__cause__ = OSError(2, "No such file or directory")
+
+    entry.fail([failure])
+
+    assert capsys.readouterr().err == "Error: mesh.yaml: No such file or directory (os error 2)\n"
 
 
 def test_the_descriptor_limit_is_raised(caplog: pytest.LogCaptureFixture) -> None:

@@ -26,6 +26,7 @@ from ztunnel_trio.mesh.document import (
     service_document,
 )
 from ztunnel_trio.mesh.mesh import Batch
+from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.observe.log import get_logger
 
 log = get_logger("xds")
@@ -58,7 +59,9 @@ class LocalSource:
         try:
             text = (self.text or "") if self.path is None else self.path.read_text(encoding="utf-8")
             return read_local(text)
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise ConfigError(f"{self.name}: cannot be read: {os_error_text(error)}") from error
+        except UnicodeDecodeError as error:
             raise ConfigError(f"{self.name}: cannot be read: {error}") from error
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from error
