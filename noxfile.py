@@ -107,6 +107,7 @@ def h2spec(session: nox.Session) -> None:
 @nox.session(default=False)
 def tests(session: nox.Session) -> None:
     """All of them, one after the other; what needs root and finds none is skipped aloud."""
+    session.install(*group("bench"))
     pytest(session, "tests/unit", "tests/property", "tests/scenario", "tests/netns")
 
 
