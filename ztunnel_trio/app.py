@@ -25,6 +25,7 @@ from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.supervise.drain import Drain
 
 log = get_logger("app")
+factory_log = get_logger("proxyfactory")
 signal_log = get_logger("signal")
 
 DEDICATED_UID: Final = "dedicated"
@@ -46,6 +47,8 @@ def run(config: Config, about: BuildInfo) -> None:
 
 async def serve(config: Config, about: BuildInfo) -> None:
     """The nursery tree."""
+    is_shared = config.proxy_mode is ProxyMode.SHARED
+    log.info("shared proxy mode - in-pod mode enabled" if is_shared else "proxy mode enabled")
     parts = build(config, about)
     async with trio.open_nursery() as services:
         await services.start(parts.engine.run)
@@ -79,6 +82,9 @@ async def serve_proxies(parts: Parts) -> None:
             return
         check_privileges(config.packet_mark)
         if config.ztunnel_workload is not None:
+            factory_log.info(
+                "creating ztunnel self-proxy listener with identity: %s", config.ztunnel_identity
+            )
             await house.start_here(OWN_UID, config.ztunnel_workload, is_own=True, begin=parts.mesh_arrived)
         agent = Agent(AgentSettings(path=Path(config.inpod_uds)), house, parts.gates[GATE_NAME], parts.rng)
         have_started(parts)

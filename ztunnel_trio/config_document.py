@@ -1,5 +1,9 @@
 """The settings as operators see them: the `config` part of the config dump, and the text at start."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
 import yaml
 
 from ztunnel_trio.config import Config, JsonValue
@@ -9,6 +13,11 @@ from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots
 from ztunnel_trio.model.workload import WorkloadInfo
+
+# The parts that are of one of several kinds, in JSON `{KIND: value}`.
+OF_KINDS: Final = frozenset(
+    {"adminAddr", "caRootCert", "dnsProxyAddr", "readinessAddr", "statsAddr", "xdsRootCert"}
+)
 
 
 def duration(seconds: float) -> JsonValue:
@@ -157,6 +166,33 @@ def dump_config(config: Config) -> dict[str, JsonValue]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A value of several kinds, the kind told by a YAML tag: `!File /root.pem`."""
+
+    kind: str
+    value: JsonValue
+
+
+class TaggingDumper(yaml.SafeDumper):
+    """YAML as the reference's library writes it, kinds as tags."""
+
+
+def represent_tagged(dumper: TaggingDumper, tagged: Tagged) -> yaml.Node:
+    node = dumper.represent_data(tagged.value)
+    node.tag = f"!{tagged.kind}"
+    return node
+
+
+TaggingDumper.add_representer(Tagged, represent_tagged)
+
+
+def tagged(part: JsonValue) -> JsonValue | Tagged:
+    """`{KIND: value}` with its kind as a tag; what has no kind beside it is plain text already."""
+    return Tagged(*next(iter(part.items()))) if isinstance(part, Mapping) else part
+
+
 def config_text(config: Config) -> str:
     """The same as YAML, for the line at start."""
-    return yaml.safe_dump(dump_config(config), sort_keys=True, allow_unicode=True, width=1000)
+    document = {key: tagged(part) if key in OF_KINDS else part for key, part in dump_config(config).items()}
+    return yaml.dump(document, Dumper=TaggingDumper, sort_keys=True, allow_unicode=True, width=1000)

@@ -150,4 +150,19 @@ def test_the_dump_names_what_is_switched_on() -> None:
 
 
 def test_the_text_at_start_is_the_dump_as_yaml() -> None:
-    assert yaml.safe_load(config_text(golden_config())) == GOLDEN
+    class Loader(yaml.SafeLoader):
+        """Reads `!KIND value` as the object `{KIND: value}` that JSON has."""
+
+    def untagged(loader: yaml.SafeLoader, kind: str, node: yaml.Node) -> JsonValue:
+        if isinstance(node, yaml.SequenceNode):
+            return {kind: loader.construct_sequence(node, deep=True)}
+        assert isinstance(node, yaml.ScalarNode)
+        return {kind: loader.construct_scalar(node)}
+
+    Loader.add_multi_constructor("!", untagged)
+    text = config_text(golden_config())
+
+    assert yaml.load(text, Loader) == GOLDEN
+    assert "adminAddr: !Localhost\n- true\n- 15000\n" in text
+    assert "statsAddr: !SocketAddr '[::]:15020'\n" in text
+    assert "caRootCert: !File " in text
