@@ -1,0 +1,110 @@
+"""Plain relay by copy and by `os.splice`: throughput and CPU of the process between two TCP connections.
+
+    python -m tests.benchmarks.splice [--seconds N] [--rounds N]
+"""
+
+import argparse
+import multiprocessing
+import os
+import select
+import socket
+import statistics
+import time
+from collections.abc import Callable
+
+from ztunnel_trio.net.engine import CHUNK_BYTES
+
+Move = Callable[[socket.socket, socket.socket], int]
+
+
+def copier() -> Move:
+    """Moves one chunk through a buffer of our own, as `net.socket_pair` does."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+
+    def move(source: socket.socket, sink: socket.socket) -> int:
+        size = source.recv_into(buffer)
+        sink.sendall(buffer[:size])
+        return size
+
+    return move
+
+
+def splicer() -> Move:
+    """Moves one chunk through a pipe, without a copy into user space."""
+    reading, writing = os.pipe()
+    size = 1 << 20
+
+    def move(source: socket.socket, sink: socket.socket) -> int:
+        got = os.splice(source.fileno(), writing, size)
+        left = got
+        while left:
+            left -= os.splice(reading, sink.fileno(), left)
+        return got
+
+    return move
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a TCP connection over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        return client, server.accept()[0]
+
+
+def send_for_ever(sock: socket.socket) -> None:
+    data = bytes(1 << 18)
+    try:
+        while True:
+            sock.sendall(data)
+    except OSError:
+        return
+
+
+def receive_for_ever(sock: socket.socket) -> None:
+    buffer = bytearray(1 << 18)
+    while sock.recv_into(buffer):
+        pass
+
+
+def measure(make: Callable[[], Move], seconds: float) -> tuple[float, float]:
+    """Gigabytes a second, and CPU seconds a gigabyte of the relaying process."""
+    (feed, source), (sink, drain) = connected(), connected()
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=send_for_ever, args=(feed,), daemon=True),
+        context.Process(target=receive_for_ever, args=(drain,), daemon=True),
+    ]
+    for worker in workers:
+        worker.start()
+    move, moved = make(), 0
+    began, cpu = time.perf_counter(), time.process_time()
+    while time.perf_counter() - began < seconds:
+        select.select([source], [], [], 1)
+        moved += move(source, sink)
+    took, used = time.perf_counter() - began, time.process_time() - cpu
+    for sock in (feed, source, sink, drain):
+        sock.close()
+    for worker in workers:
+        worker.terminate()
+        worker.join()
+    return moved / took / 1e9, used / moved * 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    ways: dict[str, Callable[[], Move]] = {"copy": copier, "splice": splicer}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(options.rounds):
+        for name, make in ways.items():
+            found[name].append(measure(make, options.seconds))
+    for name, figures in found.items():
+        rate = statistics.median(rate for rate, _ in figures)
+        cpu = statistics.median(cpu for _, cpu in figures)
+        print(f"{name:8} {rate:6.2f} GB/s {cpu:6.2f} CPU s a GB")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
