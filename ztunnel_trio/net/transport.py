@@ -26,7 +26,10 @@ class Transport(Protocol):
         """Write some of it. After SSLWantWriteError the same bytes must come again first, more may follow."""
 
     def is_drained(self) -> bool:
-        """Whether a read now would find nothing; False when that is not known."""
+        """Whether a read now would find nothing, after one that had room for a whole record.
+
+        False when that is not known.
+        """
 
     def finish(self) -> None:
         """Say that no more will be written (close_notify, FIN) and go on reading."""
@@ -63,8 +66,8 @@ class TlsSocket:
         engine.register(self._fd, end)
 
     def is_drained(self) -> bool:
-        engine = self._engine
-        return engine is not None and not self._sock.pending() and engine.is_drained(self._fd)
+        # OpenSSL keeps nothing back: reads ask for more than a record, and it never reads ahead.
+        return self._engine is not None and self._engine.is_drained(self._fd)
 
     def finish(self) -> None:
         try:  # unwrap wants the peer's close_notify, too: it comes or it does not

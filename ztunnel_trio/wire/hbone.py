@@ -354,6 +354,29 @@ class HboneConnection:
                 length = high << 8 | low
                 if kind == _DATA:
                     position += HEADER_BYTES
+                    stream = self._streams.get(stream_id)
+                    if (  # the usual frame, in one go; what is not usual about others is found out below
+                        stream is not None
+                        and 0 < length <= size - position
+                        and length <= stream.receive_window
+                        and length <= self._connection_receive
+                        and length <= self._settings.frame_size
+                        and stream.expected < 0
+                        and not flags & _PADDED
+                        and not stream.remote_ended
+                        and (stream.answered or not self._is_client)
+                        and not self._block_stream_id
+                        and self._settings_seen
+                    ):
+                        self._connection_receive -= length
+                        stream.receive_window -= length
+                        stream.held += length
+                        end = position + length
+                        events.append(DataReceived(stream_id, view[position:end]))
+                        position = end
+                        if flags & _END_STREAM:
+                            self._peer_ended(stream_id, events)
+                        continue
                     self._begin_data(length, flags, stream_id & LARGEST_STREAM_ID, events)
                     continue
                 self._check_length(kind, length)
