@@ -679,6 +679,7 @@ class _TolerantProtocol(H2Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        # grpclib annotates the events it knows; the table takes any.
         processors: dict[type, Callable[[Event], None]] = self.processor.processors  # type: ignore[assignment]
         for kind in (UnknownFrameReceived, AlternativeServiceAvailable, InformationalResponseReceived):
             processors[kind] = _ignore

@@ -176,7 +176,7 @@ class Links:
         return found[0]
 
 
-class _asking:  # noqa: N801
+class _asking:  # noqa: N801  it reads as a verb: with _asking(what)
     """Turns the kernel's refusal into `KernelLacks`, naming what was asked for."""
 
     def __init__(self, what: str) -> None:

@@ -390,7 +390,7 @@ def _verified_chain(tls: Finished) -> tuple[bytes, ...]:
     """The path OpenSSL verified, as DER. Public from Python 3.13 on; before, the wrapped object has it."""
     if sys.version_info >= (3, 13):
         return tuple(tls.get_verified_chain())
-    wrapped = cast("_HasChain", tls._sslobj)  # type: ignore[union-attr]
+    wrapped = cast("_HasChain", tls._sslobj)  # type: ignore[union-attr]  # private
     return tuple(each.public_bytes(_ENCODING_DER) for each in wrapped.get_verified_chain())
 
 

@@ -53,7 +53,7 @@ class TlsSocket:
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         # An end without close_notify is told apart in the log. Documented as an argument of wrap_socket.
-        setattr(sock, "suppress_ragged_eofs", False)  # noqa: B010
+        setattr(sock, "suppress_ragged_eofs", False)  # noqa: B010  typeshed lacks the attribute
         self._sock = sock
         self._fd = sock.fileno()
         self._engine: Engine | None = None
