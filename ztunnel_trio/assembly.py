@@ -114,7 +114,8 @@ def build(config: Config, about: BuildInfo) -> Parts:
         mesh_gate.open()
         mesh_arrived.set()
 
-    ads = make_ads(config, live, metrics, mesh_has_arrived)
+    engine = Engine()
+    ads = make_ads(config, live, metrics, mesh_has_arrived, lambda: engine.moved)
     if ads is None:
         mesh_has_arrived()
     local_source = make_local_source(config)
@@ -129,7 +130,7 @@ def build(config: Config, about: BuildInfo) -> Parts:
         gates=gates,
         metrics=metrics,
         live=live,
-        engine=Engine(),
+        engine=engine,
         contexts=contexts,
         keeper=keeper,
         ads=ads,
@@ -292,9 +293,13 @@ def check_readable(name: str, roots: RootSource) -> None:
 
 
 def make_ads(
-    config: Config, live: LiveMesh, metrics: Metrics, on_ready: Callable[[], None]
+    config: Config,
+    live: LiveMesh,
+    metrics: Metrics,
+    on_ready: Callable[[], None],
+    activity: Callable[[], int],
 ) -> AdsClient | None:
-    """The discovery client, unless discovery is switched off."""
+    """The discovery client, unless discovery is switched off. `activity` counts what the data path moves."""
     if config.xds_address is None:
         return None
     return AdsClient(
@@ -315,6 +320,7 @@ def make_ads(
             on_demand=config.xds_on_demand, channel=ChannelSettings(tls12=config.tls12_enabled)
         ),
         on_ready=on_ready,
+        activity=activity,
     )
 
 

@@ -57,6 +57,7 @@ T = TypeVar("T")
 log = logging.getLogger("ztunnel::control::grpc")
 
 PIECE_BYTES: Final = 64 * 1024
+WINDOW_BYTES: Final = 64 * 1024  # read at most at once, and so worked through at once: 0.2 ms
 MESSAGE_LIMIT_BYTES: Final = 200 * 1024 * 1024  # ztunnel xds/client.rs: istiod sends the mesh in one message
 _PREFIX_BYTES: Final = 5  # gRPC over HTTP/2: compressed flag, 4 bytes of length
 _HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305 section 5
@@ -720,6 +721,8 @@ class _ClientConnection(grpclib.client.Channel):
             _keepalive_timeout=settings.ping_timeout_seconds,
             _http2_max_pings_without_data=0,
             _http2_min_sent_ping_interval_without_data=settings.ping_seconds / 2,
+            http2_connection_window_size=WINDOW_BYTES,
+            http2_stream_window_size=WINDOW_BYTES,
         )
         super().__init__(target.host, target.port, ssl=context, codec=_RAW, config=config)
         self._sock: socket.socket | None = sock

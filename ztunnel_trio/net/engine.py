@@ -113,6 +113,7 @@ class Engine:
         self._in_front = in_front
         self._epoll = select.epoll()
         self._ends: dict[int, End] = {}
+        self.moved = 0  # events so far, and rounds asked for: bulk work makes way while it grows
         self._later: deque[End] = deque()
         self._writers: list[Writer] = []
         self._in_turn = False
@@ -228,6 +229,7 @@ class Engine:
                 end.ready(flags)
             except Exception as error:  # noqa: BLE001  # a pump's failure is its own connection's
                 _break(end, error)
+        self.moved += len(events) - trio_is_ready + len(self._later)
         for _ in range(len(self._later)):
             end = self._later.popleft()
             try:

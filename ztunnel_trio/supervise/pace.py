@@ -1,10 +1,10 @@
 """How long bulk work may hold the event loop before everybody else gets a turn.
 
-Theory of operation. Bulk work is done in slices: `begin`, work until `is_over`, `rest`. While nobody else has
-anything to do a slice is long, as every turn of the loop costs something. As soon as a turn shows that others
-are at work, which is seen by the time it took, slices are short for a while, and each is followed by turns
-until one finds nothing to do: a byte that passes the loop four times is then late by one short slice, not by
-four long ones. Under steady load the work keeps a share of the time.
+Theory of operation. Bulk work is done in slices: `begin`, work until `is_over`, `rest`. While nothing else
+moves a slice is long and a turn of the loop is rest enough, as every turn costs something. As soon as
+something has moved in a turn, slices are short for a while and the rests longer than they: a byte that passes
+the loop several times is then late by one short slice at most, mostly by none. Under heavy load, where turns
+take long, the work keeps a share of the time.
 """
 
 import time
@@ -16,28 +16,36 @@ import trio
 
 LONG_SECONDS: Final = 0.001
 SHORT_SECONDS: Final = 0.0001
-BUSY_TURN_SECONDS: Final = 0.000_050  # a turn of the loop with nothing in it takes 15 to 30 µs
+REST_SECONDS: Final = 0.0004
 BUSY_FOR_SECONDS: Final = 0.1
-TURNS_AT_MOST: Final = 8
-_PART_OF_REST: Final = 0.25
+_PART_OF_REST: Final = 0.2
+
+
+def nothing_moves() -> int:
+    """The activity of a process that does nothing but the bulk work."""
+    return 0
 
 
 @dataclass(slots=True, eq=False)
 class Pace:
-    """The clock of one piece of bulk work, for one task. `now` counts real seconds."""
+    """The clock of one piece of bulk work, for one task.
 
+    `activity` counts what else moves; `now` real seconds.
+    """
+
+    activity: Callable[[], int] = nothing_moves
     now: Callable[[], float] = time.perf_counter
     _until: float = 0.0
     _busy_until: float = 0.0
     _rested: float = 0.0
 
-    def begin(self) -> None:
-        """A slice begins."""
+    def begin(self, part: float = 1.0) -> None:
+        """A slice begins; `is_over` is to be true when that part of it has passed."""
         now = self.now()
+        seconds = LONG_SECONDS
         if now < self._busy_until:
-            self._until = now + min(LONG_SECONDS, max(SHORT_SECONDS, self._rested * _PART_OF_REST))
-        else:
-            self._until = now + LONG_SECONDS
+            seconds = min(LONG_SECONDS, max(SHORT_SECONDS, self._rested * _PART_OF_REST))
+        self._until = now + seconds * part
 
     @property
     def is_over(self) -> bool:
@@ -45,13 +53,13 @@ class Pace:
         return self.now() >= self._until
 
     async def rest(self) -> None:
-        """Let others run: one turn of the loop, or several while they have something to do."""
-        began = before = self.now()
-        for _ in range(TURNS_AT_MOST):
+        """Let others run: for a turn of the loop, or for longer while something moves."""
+        began, before = self.now(), self.activity()
+        if began < self._busy_until:
+            await trio.sleep(REST_SECONDS)
+        else:
             await trio.lowlevel.checkpoint()
-            now = self.now()
-            if now - before < BUSY_TURN_SECONDS:
-                break
-            before = now
+        now = self.now()
+        if self.activity() != before:
             self._busy_until = now + BUSY_FOR_SECONDS
-        self._rested = self.now() - began
+        self._rested = now - began

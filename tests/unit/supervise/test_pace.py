@@ -1,6 +1,6 @@
 """Bulk work makes way for others: long slices alone, short ones in company, a share under load."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import trio
@@ -9,98 +9,90 @@ from tests.fakes.trio_test import trio_test
 from ztunnel_trio.supervise.pace import (
     BUSY_FOR_SECONDS,
     LONG_SECONDS,
+    REST_SECONDS,
     SHORT_SECONDS,
-    TURNS_AT_MOST,
     Pace,
 )
 
-IDLE_TURN = 0.000_02
+STEP = 0.000_01
 
 
 @dataclass(eq=False)
-class Clock:
-    """Seconds that pass when somebody looks: what each of the next turns takes, then idle ones."""
+class Machine:
+    """A clock that passes when somebody says so, and a count of what has moved."""
 
     seconds: float = 0.0
-    turns: list[float] = field(default_factory=list)
-    looked: int = 0
+    moved: int = 0
 
     def now(self) -> float:
         return self.seconds
 
-    def pass_turn(self) -> None:
-        self.looked += 1
-        self.seconds += self.turns.pop(0) if self.turns else IDLE_TURN
+    def activity(self) -> int:
+        return self.moved
 
+    def length(self, pace: Pace, part: float = 1.0) -> float:
+        """How long the next slice is."""
+        pace.begin(part)
+        began = self.seconds
+        while not pace.is_over:
+            self.seconds += STEP
+        return self.seconds - began
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock whose turns pass with the checkpoints of the loop."""
-    found = Clock()
+    async def rest(self, pace: Pace, *, moves: int = 0, takes: float = 0.0) -> float:
+        """One rest in which so much moves and so much time passes; Trio's clock's part of it."""
 
-    async def checkpoint() -> None:
-        found.pass_turn()
+        async def others() -> None:
+            self.moved += moves
+            self.seconds += takes
 
-    monkeypatch.setattr(trio.lowlevel, "checkpoint", checkpoint)
-    return found
-
-
-def length(pace: Pace, clock: Clock) -> float:
-    """How long the next slice is."""
-    pace.begin()
-    began = clock.seconds
-    while not pace.is_over:
-        clock.seconds += 0.000_01
-    return clock.seconds - began
-
-
-def test_alone_slices_are_long_and_one_turn_is_rest_enough(clock: Clock) -> None:
-    pace = Pace(clock.now)
-
-    async def main() -> None:
-        for _ in range(3):
-            assert length(pace, clock) == pytest.approx(LONG_SECONDS, abs=0.000_02)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
             await pace.rest()
-
-    trio.run(main)
-    assert clock.looked == 3
-
-
-def test_in_company_slices_are_short_for_a_while_and_wait_for_an_idle_turn(clock: Clock) -> None:
-    pace = Pace(clock.now)
-    clock.turns = [0.0001, 0.0001]
-
-    async def main() -> None:
-        await pace.rest()
-        assert clock.looked == 3
-        assert length(pace, clock) == pytest.approx(SHORT_SECONDS, abs=0.000_02)
-        clock.seconds += BUSY_FOR_SECONDS
-        assert length(pace, clock) == pytest.approx(LONG_SECONDS, abs=0.000_02)
-
-    trio.run(main)
+            if moves and self.moved == 0:  # the turn was ours before it was theirs
+                await pace.rest()
+        return trio.current_time() - began
 
 
-def test_under_steady_load_the_work_keeps_a_share(clock: Clock) -> None:
-    pace = Pace(clock.now)
-    clock.turns = [0.000_25] * 100
-
-    async def main() -> None:
-        await pace.rest()
-        assert clock.looked == TURNS_AT_MOST
-        assert length(pace, clock) == pytest.approx(0.0005, abs=0.000_02)
-
-    trio.run(main)
+def about(seconds: float) -> object:
+    return pytest.approx(seconds, abs=2 * STEP)
 
 
-@trio_test
-async def test_others_really_run_while_it_rests() -> None:
-    ran: list[int] = []
+@trio_test(autojump=True)
+async def test_alone_slices_are_long_and_a_turn_is_rest_enough() -> None:
+    machine = Machine()
+    pace = Pace(machine.activity, machine.now)
 
-    async def other() -> None:
-        ran.append(1)
+    for _ in range(3):
+        assert machine.length(pace) == about(LONG_SECONDS)
+        assert await machine.rest(pace) == 0
+    assert machine.length(pace, 0.5) == about(LONG_SECONDS / 2)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(other)
-        for _ in range(2):  # the first turn may be ours before it is theirs
-            await Pace().rest()
-        assert ran == [1]
+
+@trio_test(autojump=True)
+async def test_in_company_slices_are_short_and_rests_long_for_a_while() -> None:
+    machine = Machine()
+    pace = Pace(machine.activity, machine.now)
+    await moved(machine, pace)
+
+    assert machine.length(pace) == about(SHORT_SECONDS)
+    assert await machine.rest(pace) == pytest.approx(REST_SECONDS)
+    machine.seconds += BUSY_FOR_SECONDS
+    assert machine.length(pace) == about(LONG_SECONDS)
+
+
+@trio_test(autojump=True)
+async def test_under_heavy_load_the_work_keeps_a_share() -> None:
+    machine = Machine()
+    pace = Pace(machine.activity, machine.now)
+    await moved(machine, pace)
+
+    await machine.rest(pace, moves=1, takes=0.002)
+
+    assert machine.length(pace) == about(0.0004)
+
+
+async def moved(machine: Machine, pace: Pace) -> None:
+    """Something moves in a turn."""
+    for _ in range(3):  # a turn may be ours before it is theirs
+        await machine.rest(pace, moves=1)
