@@ -136,6 +136,27 @@ def test_short_certificates_are_renewed_and_no_read_fails() -> None:
     run(authority, body)
 
 
+def test_two_hundred_identities_of_ten_seconds_are_never_without_a_valid_certificate() -> None:
+    """For a minute, over a CA that takes 50 ms and fails for three seconds in the middle."""
+    authority = FakeAuthority(latency=0.05, lifetime=10)
+    identities = [SpiffeId("td", "ns", f"id{number}") for number in range(200)]
+
+    async def body(keeper: Keeper) -> None:
+        for identity in identities:
+            keeper.prefetch(identity)
+        await trio.sleep(2)
+        for second in range(60):
+            authority.error = "the CA is down" if 28 <= second < 31 else None
+            for identity in identities:
+                certificate = await keeper.certificate(identity)
+                assert certificate.not_before <= now() < certificate.not_after
+            await trio.sleep(1)
+
+    run(authority, body)
+
+    assert 200 * 10 <= len(authority.calls) <= 200 * 20  # each five seconds, and what was tried in vain
+
+
 def test_who_waits_is_served_by_urgency_and_renewals_keep_that_order() -> None:
     authority = FakeAuthority(latency=1, lifetime=100)
 
