@@ -3,8 +3,8 @@
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 
+from ztunnel_trio import __version__
 from ztunnel_trio.config import UNKNOWN_VERSION, JsonValue
 from ztunnel_trio.spec import env
 
@@ -44,12 +44,8 @@ class BuildInfo:
 
 def build_info(environ: Mapping[str, str]) -> BuildInfo:
     """This build. There is no Rust in it: that field names the interpreter."""
-    try:
-        version = metadata.version("ztunnel-trio")
-    except metadata.PackageNotFoundError:
-        version = "unknown"
     return BuildInfo(
-        version=version,
+        version=__version__,
         git_revision="unknown",
         rust_version=f"none ({platform.python_implementation()} {platform.python_version()})",
         build_profile="release",

@@ -1,4 +1,9 @@
+import tomllib
+from pathlib import Path
+
 from ztunnel_trio.build_info import build_info
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def test_the_build_line() -> None:
@@ -10,3 +15,7 @@ def test_the_build_line() -> None:
         "version", "gitRevision", "rustVersion", "buildProfile", "buildStatus", "istioVersion",
         "cryptoProvider",
     }  # fmt: skip
+
+
+def test_the_version_is_the_packages_from_a_checkout_too() -> None:
+    assert build_info({}).version == tomllib.loads(PROJECT.read_text())["project"]["version"]
