@@ -200,11 +200,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks named behind `--`, or all of tests/benchmarks."""
+    """Run the benchmarks named behind `--`, or all of tests/benchmarks; `-- datapath --json FILE`."""
     session.install("-e", ".", *group("test"), *group("bench"))
-    every = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "__init__")
-    for name in session.posargs or every:
-        session.run("python", "-m", f"tests.benchmarks.{name}")
+    every = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in ("__init__", "load"))
+    names = [name for name in session.posargs if name in every] or every
+    options = [option for option in session.posargs if option not in every]
+    for name in names:
+        session.run("python", "-m", f"tests.benchmarks.{name}", *options)
 
 
 if __name__ == "__main__":
