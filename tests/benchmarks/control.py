@@ -12,6 +12,7 @@ the machine's. The peak is that of the phase.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ COUNTS: Final = (2_000, 20_000, 200_000)
 PORT: Final = 8080
 QUIET_SECONDS: Final = 4.0
 BUSY_SECONDS: Final = 10.0
+NICE: Final = 10  # istiod is elsewhere in a cluster: here it leaves the processors to the others
+LIKE_OTHERS: Final = ("nice", "-n", str(-NICE))
 HOLDS: Final = "event_loop_hold_seconds_bucket"
 
 
@@ -114,7 +117,7 @@ class Bench:
             self.client.host, "round-trips", str(self.server.ip), str(PORT), "1", str(seconds), "100"
         )
         with trio.fail_after(seconds + 30):
-            done = await trio.run_process(command, capture_stdout=True)
+            done = await trio.run_process([*LIKE_OTHERS, *command], capture_stdout=True)
         found.update(json.loads(done.stdout))
 
     async def phase(
@@ -177,6 +180,7 @@ async def measure(count: int) -> dict[str, dict[str, float]]:
         }
         lab.nursery.start_soon(trio.run_process, in_host(server.host, "serve", str(PORT)))
         await trio.sleep(1)
+        os.nice(NICE)
         await bench.phase("quiet", QUIET_SECONDS, None, pid=pid)
         await bench.phase("reconnect", BUSY_SECONDS, lab.istiod.cut, pid=pid)
         again = [replace(one, version=f"{one.version}x") for one in map(stored, services(count))]
@@ -213,6 +217,7 @@ def run() -> None:
     everything = {}
     for count in arguments.counts:
         everything[count] = trio.run(measure, count)
+        os.nice(-NICE)
         show(count, everything[count], console)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(everything, indent=1))
