@@ -393,9 +393,13 @@ def parse_resource(encoded: bytes) -> Resource:
     except DecodeError as error:
         raise PeerBrokeProtocol(f"decode: {error}") from error
     value = message.resource.value
-    if not value and not message.HasField("resource"):
-        return Resource(message.name, message.version, tuple(message.aliases), None)
-    return Resource(message.name, message.version, tuple(message.aliases), value)
+    aliases = message.aliases
+    return Resource(
+        message.name,
+        message.version,
+        tuple(aliases) if aliases else (),
+        value if value or message.HasField("resource") else None,
+    )
 
 
 class Known:
@@ -658,6 +662,8 @@ class Discovery:
 
 def _entry_bytes(name: str, version: str) -> int:
     """An upper bound for one map entry on the wire: two strings and three tags with their lengths."""
+    if name.isascii() and version.isascii() and (size := len(name) + len(version)) < 120:
+        return size + 6
     size = (len(name) if name.isascii() else len(name.encode())) + (
         len(version) if version.isascii() else len(version.encode())
     )
