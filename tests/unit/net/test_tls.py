@@ -140,7 +140,7 @@ async def meet(
             secured = await accept_tls(
                 left, server, contexts=server_contexts or TlsContexts(), verdict=server_verdict
             )
-        except TlsFailed as error:
+        except (TlsFailed, OSError) as error:  # the other side may be gone already
             outcome.server = str(error)
             return
         with secured.tls:
@@ -153,7 +153,7 @@ async def meet(
             secured = await connect_tls(
                 right, client, expected, contexts=client_contexts or TlsContexts(), verdict=client_verdict
             )
-        except TlsFailed as error:
+        except (TlsFailed, OSError) as error:  # the other side may be gone already
             outcome.client = str(error)
             return
         with secured.tls:
