@@ -1,6 +1,6 @@
 """Plain relay by copy and by `os.splice`: throughput and CPU of the process between two TCP connections.
 
-    python -m tests.benchmarks.splice [--seconds N] [--rounds N]
+python -m tests.benchmarks.splice [--seconds N] [--rounds N]
 """
 
 import argparse

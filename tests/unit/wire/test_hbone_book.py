@@ -60,9 +60,7 @@ def test_both_decoders_read_the_same() -> None:
             )
 
 
-@pytest.mark.parametrize(
-    "block", [b"\x80", b"\xfe", b"\x10", b"\x10\x03a", b"\x82\xff\x80\x80\x80"]
-)
+@pytest.mark.parametrize("block", [b"\x80", b"\xfe", b"\x10", b"\x10\x03a", b"\x82\xff\x80\x80\x80"])
 def test_a_block_that_is_none_is_refused(block: bytes) -> None:
     decoder = PlainDecoder()
     decoder.decode_fields(b"\x82")
