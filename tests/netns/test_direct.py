@@ -141,6 +141,12 @@ async def receive(stream: trio.SocketStream, count: int) -> bytes:
     return got
 
 
+def raise_loopback(host: Host) -> None:
+    """In a thread of its own: pyroute2 has its own event loop, which must not be Trio's."""
+    with host.netns.inside(), Links() as links:
+        links.up("lo")
+
+
 @asynccontextmanager
 async def direct(
     place: Path, *, taken: int | None = None, is_waited_for: bool = True, **settings: str
@@ -150,8 +156,7 @@ async def direct(
     squatter: socket.socket | None = None
     process: ProxyProcess | None = None
     try:
-        with host.netns.inside(), Links() as links:
-            links.up("lo")
+        await trio.to_thread.run_sync(raise_loopback, host)
         if taken is not None:
             squatter = host.listener(taken)
         async with trio.open_nursery() as nursery:

@@ -154,6 +154,8 @@ class Tunnel:
         return len(self._streams)
 
     def _begin(self) -> None:
+        if self._state is _State.GONE:
+            return  # a stream opened before this was refused by the transport: there is nothing to run
         self._transport.start(self.engine, self)
         self.flush()
 
