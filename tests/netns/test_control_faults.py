@@ -6,12 +6,14 @@ shortened; with FULL_FAULTS=1 they are those the project promises.
 """
 
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 import trio
+from cryptography import x509
 
 from tests.netns.live_traffic import undisturbed
 from tests.netns.tools import total
@@ -85,7 +87,25 @@ class Scene:
         with trio.fail_after(SHORT_LIFETIME + 5):
             while not wanted <= {call.identity for call in seen()}:
                 await ca.changed.newer_than(ca.changed.version)
+            if good:
+                await self.held(seen())
         return seen()
+
+    async def held(self, calls: Sequence[CaCall]) -> None:
+        """The proxies hold the last certificates given: an answer on its way may still be lost."""
+        given = {call.identity: call.leaf_pem for call in calls if call.leaf_pem is not None}
+        wanted = {x509.load_pem_x509_certificate(pem.encode()).serial_number for pem in given.values()}
+        while True:
+            dumps = [json.loads((await node.proxy.admin("/config_dump")).text) for node in self.nodes]
+            held = {
+                int(certificate["certChain"][0]["serialNumber"])
+                for dump in dumps
+                for certificate in dump["certificates"]
+                if certificate["certChain"]
+            }
+            if wanted <= held:
+                return
+            await trio.sleep(0.05)
 
 
 async def begin(lab: Lab) -> Scene:
