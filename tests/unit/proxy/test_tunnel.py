@@ -519,3 +519,20 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off() -> None:
                 await tunnel.ended.wait()
         assert tunnel.failure_text == "connection error detected: detected excessive load generating behavior"
         nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_a_tunnel_that_is_lost_before_it_runs_has_nothing_to_run() -> None:
+    engine = Engine(in_front=False)
+    near, far = await tls_pair()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        tunnel = ClientTunnel(engine, near, TunnelSettings())
+        tunnel.abort("the first write was refused")
+
+        await tunnel.run()
+
+        assert engine.registered == 0
+        assert near.fileno() == -1
+        nursery.cancel_scope.cancel()
+    far.close()
