@@ -234,7 +234,7 @@ class Engine:
             end = self._later.popleft()
             try:
                 end.go_on()
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001  # as above
                 _break(end, error)
         if self._writers:
             self._write_out()
@@ -247,7 +247,7 @@ class Engine:
             for writer in writers:
                 try:
                     writer.write_out()
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001  # as above
                     _break(writer, error)
 
 
