@@ -11,9 +11,11 @@ import faulthandler
 import os
 import resource
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final, TextIO
 
+from ztunnel_trio.early_signals import leave_on_signals
 from ztunnel_trio.errors import ConfigError, ZtunnelError
 
 COMMANDS: Final = {
@@ -66,6 +68,8 @@ def write_help(stream: TextIO) -> None:
 
 def proxy(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the proxy; what ends its start is told on stderr."""
+    began = time.perf_counter()
+    leave_on_signals()
     from ztunnel_trio.observe.log import configure, unconfigure
     from ztunnel_trio.spec import env
 
@@ -78,7 +82,7 @@ def proxy(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         return ABORTED
     failures: list[BaseException] = []
     try:
-        return start(arguments, environ)
+        return start(arguments, environ, began)
     except* (OSError, ZtunnelError) as group:
         failures = leaves(group)
     finally:
@@ -86,8 +90,9 @@ def proxy(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     return fail(failures)
 
 
-def start(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Settings, the first lines of the log, limits, then the app until it has drained.
+def start(arguments: Sequence[str], environ: Mapping[str, str], began: float) -> int:
+    """Settings, the first lines of the log, limits, then the app until it has drained. `began` is when the
+    process did, by `time.perf_counter`.
 
     Raises:
         ConfigError, OSError, ZtunnelError or a group of them: the start failed.
@@ -108,7 +113,7 @@ def start(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
     from ztunnel_trio import app
 
-    app.run(config, about)
+    app.run(config, about, began)
     return 0
 
 

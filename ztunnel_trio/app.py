@@ -19,6 +19,7 @@ from ztunnel_trio.assembly import Parts, build, make_house
 from ztunnel_trio.build_info import BuildInfo
 from ztunnel_trio.config import Config, ProxyMode
 from ztunnel_trio.control.grpc import open_control_loop
+from ztunnel_trio.early_signals import ENDING
 from ztunnel_trio.inpod.agent import GATE_NAME, Agent, AgentSettings
 from ztunnel_trio.net.netns import check_privileges
 from ztunnel_trio.observe.log import get_logger
@@ -30,11 +31,10 @@ signal_log = get_logger("signal")
 
 DEDICATED_UID: Final = "dedicated"
 OWN_UID: Final = "ztunnel"
-ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def run(config: Config, about: BuildInfo) -> None:
-    """Run the proxy until it is drained.
+def run(config: Config, about: BuildInfo, began: float) -> None:
+    """Run the proxy until it is drained. `began` is when the process did, by `time.perf_counter`.
 
     Raises:
         ConfigError: it cannot start like this; also Unavailable and OSError, within groups.
@@ -43,14 +43,14 @@ def run(config: Config, about: BuildInfo) -> None:
     # A connection makes hundreds of objects and no cycles; looking for them every 700 costs 5 % of the time.
     gc.set_threshold(20_000, 10, 10)
     gc.freeze()  # the code itself: a full collection takes 27 ms with it
-    trio.run(serve, config, about)
+    trio.run(serve, config, about, began)
 
 
-async def serve(config: Config, about: BuildInfo) -> None:
+async def serve(config: Config, about: BuildInfo, began: float) -> None:
     """The nursery tree."""
     is_shared = config.proxy_mode is ProxyMode.SHARED
     log.info("shared proxy mode - in-pod mode enabled" if is_shared else "proxy mode enabled")
-    parts = build(config, about)
+    parts = build(config, about, began)
     async with trio.open_nursery() as services:
         await services.start(parts.engine.run)
         parts.metrics.watch_loop()
@@ -105,16 +105,23 @@ async def drain_on_signals(
 ) -> None:
     """SIGTERM and SIGINT ask for the drain; a second SIGINT ends the process."""
     is_impatient = False
-    for each in ENDING:  # Trio gives these back in the end: one more must not spoil a clean exit
-        signal.signal(each, signal.SIG_IGN)
-    with trio.open_signal_receiver(*ENDING) as signals:
-        task_status.started()
-        async for number in signals:
-            name = signal.Signals(number).name
-            if not drain.is_requested:
-                signal_log.info("received signal %s, starting shutdown", name)
-                is_impatient = number == signal.SIGINT
-                drain.request(name)
-            elif number == signal.SIGINT and is_impatient:
-                signal_log.info("Double Ctrl+C, exit immediately")
-                os._exit(0)  # an operator who insists does not wait for us to tidy up
+    between: list[int] = []  # who had the signals before is gone, or Trio has given them back
+    for each in ENDING:
+        signal.signal(each, lambda number, _: between.append(number))
+    try:
+        with trio.open_signal_receiver(*ENDING) as signals:
+            for number in between:
+                signal.raise_signal(number)
+            task_status.started()
+            async for number in signals:
+                name = signal.Signals(number).name
+                if not drain.is_requested:
+                    signal_log.info("received signal %s, starting shutdown", name)
+                    is_impatient = number == signal.SIGINT
+                    drain.request(name)
+                elif number == signal.SIGINT and is_impatient:
+                    signal_log.info("Double Ctrl+C, exit immediately")
+                    os._exit(0)  # an operator who insists does not wait for us to tidy up
+    finally:
+        for each in ENDING:  # one more must not spoil a clean exit, also not while Python takes itself down
+            signal.signal(each, signal.SIG_IGN)

@@ -92,15 +92,15 @@ class Parts:
     queries: Budget = field(default_factory=lambda: Budget(DNS_IN_FLIGHT))  # forwarded, of all pods together
 
 
-def build(config: Config, about: BuildInfo) -> Parts:
-    """Make every object that lives as long as the process.
+def build(config: Config, about: BuildInfo, began: float) -> Parts:
+    """Make every object that lives as long as the process. `began` is when that did, by `time.perf_counter`.
 
     Raises:
         ConfigError: what the configuration names cannot be used.
     """
     is_shared = config.proxy_mode is ProxyMode.SHARED
     rng = random.Random()
-    readiness = Readiness()
+    readiness = Readiness(began=began)
     metrics = Metrics(version=config.istio_version, shared=is_shared, dns=config.dns_proxy)
     live = LiveMesh(Mesh(local_node=config.local_node))
     contexts = TlsContexts(tls12=config.tls12_enabled)

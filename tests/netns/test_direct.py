@@ -4,6 +4,8 @@ Its ports are fixed, so each test has a network namespace with nothing in it but
 ends: its workload's identity is everybody's.
 """
 
+import json
+import os
 import re
 import signal
 import socket
@@ -21,6 +23,7 @@ import pytest
 import trio
 
 from tests.fakes.trio_test import trio_test
+from ztunnel_trio.config import MESH_FILE
 from ztunnel_trio.lab.apps import App, echo, run_app
 from ztunnel_trio.lab.hosts import Host, new_netns
 from ztunnel_trio.lab.netlink import Links
@@ -149,9 +152,16 @@ def raise_loopback(host: Host) -> None:
 
 @asynccontextmanager
 async def direct(
-    place: Path, *, taken: int | None = None, is_waited_for: bool = True, **settings: str
+    place: Path,
+    *,
+    taken: int | None = None,
+    is_waited_for: bool = True,
+    is_mesh_text: bool = False,
+    **settings: str,
 ) -> AsyncGenerator[Direct, None]:
-    """Start the process with these settings; `taken` is a port somebody else has."""
+    """Start the process with these settings; `taken` is a port somebody else has. The mesh is a file, or the
+    text of a setting.
+    """
     host = Host("direct", new_netns(), LOCALHOST, IPv6Address("::1"))
     squatter: socket.socket | None = None
     process: ProxyProcess | None = None
@@ -161,13 +171,14 @@ async def direct(
             squatter = host.listener(taken)
         async with trio.open_nursery() as nursery:
             app: App = await nursery.start(run_app, host, 0, echo)
-            (place / "mesh.yaml").write_text(mesh(app.port))
+            file = place / "mesh.yaml"
+            file.write_text(mesh(app.port))
             environment = {
                 "PROXY_MODE": "dedicated",
                 "PROXY_WORKLOAD_INFO": "default/local-source/default",
                 "FAKE_CA": "true",
                 "XDS_ADDRESS": "",
-                "LOCAL_XDS_PATH": str(place / "mesh.yaml"),
+                **({"LOCAL_XDS": mesh(app.port)} if is_mesh_text else {"LOCAL_XDS_PATH": str(file)}),
                 "UNSTABLE_ENABLE_SOCKS5": "true",
                 "ISTIO_META_DNS_CAPTURE": "true",
                 **settings,
@@ -199,6 +210,48 @@ async def test_shutdown_lifecycle(tmp_path: Path) -> None:
         assert "received signal SIGTERM, starting shutdown" in [line.message for line in lines]
         ended = {line.get("component") for line in lines if line.message == "shutdown complete"}
         assert ended >= {"inbound", "inbound passthrough", "outbound", "socks5"}
+
+
+@trio_test
+async def test_how_long_the_start_took_is_counted_from_the_process_start(tmp_path: Path) -> None:
+    settings = tmp_path / MESH_FILE
+    settings.parent.mkdir(parents=True)
+    os.mkfifo(settings)
+    async with direct(tmp_path, is_waited_for=False) as it:
+        with trio.fail_after(20):
+            held = await trio.to_thread.run_sync(settings.open, "w", abandon_on_cancel=True)
+        with held:  # it waits for the rest of its settings
+            began = trio.current_time()
+            await trio.sleep(1.2)
+            held.write("{}")
+            lasted = trio.current_time() - began
+        with trio.fail_after(20):
+            await it.process.wait_ready()
+            line = await it.process.log.wait_text("marking server ready")
+        took = re.search(r"complete \(([\d.]+)s\)", line)
+        assert took is not None, line
+        assert float(took[1]) >= lasted
+
+
+@trio_test
+async def test_a_mesh_given_as_text_is_the_mesh(tmp_path: Path) -> None:
+    async with direct(tmp_path, is_mesh_text=True) as it:
+        await it.ask(VIP)
+        await it.ask(PLAIN)
+
+        dump = json.loads((await it.process.admin("/config_dump")).text)
+        assert [service["hostname"] for service in dump["services"]] == [
+            "local-hostname.default.svc.cluster.local",
+            "local-vip.default.svc.cluster.local",
+        ]
+        assert dump["staticConfig"]["workloads"][0]["name"] == "local-source"
+
+
+@trio_test
+async def test_a_mesh_given_as_text_that_is_none_ends_the_start(tmp_path: Path) -> None:
+    async with direct(tmp_path, is_mesh_text=True, is_waited_for=False, LOCAL_XDS="policies: 7") as it:
+        assert await it.ended(seconds=10) == 1
+        assert it.process.log.raw()[-2] == "Error: LOCAL_XDS: policies: Expected `array`, got `int`, got 7"
 
 
 @trio_test

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from tests.fakes.trio_test import trio_test
-from ztunnel_trio.app import ENDING, drain_on_signals
+from ztunnel_trio.app import drain_on_signals
+from ztunnel_trio.early_signals import ENDING
 from ztunnel_trio.supervise.drain import Drain
 
 

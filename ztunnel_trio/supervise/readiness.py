@@ -30,7 +30,7 @@ class Gate:
 
 
 class Readiness:
-    """All gates of the process. `began` is when the process started, on `clock`'s scale."""
+    """All gates of the process. The log counts from `began`, when the process did by `clock`."""
 
     __slots__ = ("_began", "_clock", "_pending")
 
