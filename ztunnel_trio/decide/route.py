@@ -120,7 +120,13 @@ def route(
             return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(target))
         return Route(OutboundProtocol.TCP, target, None, (), (), None, None)
     if upstream.workload.network != source.network:
-        return _through_gateway(request, upstream, service, question)
+        decision = _through_gateway(request, upstream, service, question)
+        if exclude and service is not None and isinstance(decision, Refusal):
+            rest = exclude | {upstream.workload.uid} | _behind_the_same_gateway(upstream, service, mesh)
+            return route(
+                request, mesh, known, rng, on_demand=on_demand, illegal_ports=illegal_ports, exclude=rest
+            )
+        return decision
     if service is None and upstream.workload.waypoint is not None:
         return _to_workload_with_waypoint(request, upstream, upstream.workload.waypoint, question)
     return _direct(request, upstream, question)
@@ -238,6 +244,13 @@ def _through_gateway(
         service,
         outer.notes + inner.notes,
     )
+
+
+def _behind_the_same_gateway(upstream: Chosen, service: Service, mesh: Mesh) -> frozenset[str]:
+    """The endpoints of a service that cannot be reached either, their gateway having been tried in vain."""
+    reference, uids = upstream.workload.network_gateway, mesh.endpoints(service.key)
+    workloads = (mesh.workload(uid) for uid in uids)
+    return frozenset(each.uid for each in workloads if each is not None and each.network_gateway == reference)
 
 
 def _direct(request: OutboundRequest, upstream: Chosen, question: Question) -> Decision:

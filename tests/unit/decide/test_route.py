@@ -439,6 +439,21 @@ def test_connections_are_refused(entries: list[Workload | Service], target: str,
     assert decide(world(*entries), target) == refusal
 
 
+def test_where_a_gateway_was_tried_in_vain_what_stands_behind_it_is_not_tried_again() -> None:
+    behind = [replace(REMOTE_ENDPOINT, uid=f"remote-{n}") for n in range(20)]
+    elsewhere = endpoint("elsewhere", network="west", network_gateway=gateway("10.33.1.1", 15009, "west"))
+    other = workload("west-gateway", "10.33.1.1", network="west")
+    mesh = world(SERVICE, *behind, GATEWAY_WORKLOAD, elsewhere, other)
+
+    for seed in range(10):
+        found = decide(mesh, "127.0.0.3:80", seed=seed, exclude=frozenset({"remote-gateway"}))
+
+        assert isinstance(found, Route)
+        assert (found.workload, found.protocol) == (other, DOUBLE)
+    tried = frozenset({"remote-gateway", "west-gateway"})
+    assert decide(mesh, "127.0.0.3:80", exclude=tried) == Refusal(Reason.NO_HEALTHY_UPSTREAM, "127.0.0.3:80")
+
+
 def test_a_target_in_another_network_that_is_no_service_cannot_be_reached() -> None:
     far = replace(SOURCE, network="east")
 
