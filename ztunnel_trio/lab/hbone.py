@@ -105,8 +105,7 @@ class HboneServer:
         Raises:
             OSError: the port is taken.
         """
-        listener = self.host.listen(port)
-        async with trio.open_nursery() as nursery:
+        async with self.host.listen(port) as listener, trio.open_nursery() as nursery:
             await nursery.start(self._engine.run)
             task_status.started()
             await trio.serve_listeners(self._serve, [listener], handler_nursery=nursery)

@@ -6,31 +6,16 @@ from ipaddress import IPv4Address
 import pytest
 import trio
 
+from tests.fakes.gateway import Loopback
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.lab import apps
 from ztunnel_trio.lab.hbone import HboneServer, Serve, answering, certificate_of, forwarding, open_tunnel
-from ztunnel_trio.lab.hosts import Host
 from ztunnel_trio.lab.pki import Authority
 from ztunnel_trio.model.address import HostPort, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
 
 HERE = IPv4Address("127.0.0.1")
 GATE, CALLER = (SpiffeId("cluster.local", "default", name) for name in ("gate", "caller"))
-
-
-class Loopback(Host):
-    """This machine instead of a namespace."""
-
-    def __init__(self) -> None:
-        pass
-
-    def listen(self, port: int, **_: object) -> trio.SocketListener:
-        sock = socket.create_server((str(HERE), port))
-        self.bound = SocketAddress(HERE, sock.getsockname()[1])
-        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-
-    async def connect(self, address: SocketAddress, **_: object) -> trio.SocketStream:
-        return await trio.open_tcp_stream(str(address.ip), address.port)
 
 
 async def exchange(handler: Serve) -> tuple[bytes, HboneServer]:

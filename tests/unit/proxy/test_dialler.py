@@ -10,15 +10,17 @@ import trio
 import trio.testing
 
 from tests.fakes.cancellation import cancelled_everywhere_now
+from tests.fakes.gateway import GATEWAY, ending_inner, open_gateway
 from tests.fakes.trio_test import trio_test
+from tests.fakes.tunnels import until
 from tests.fakes.world import SERVER, SOURCE, World, patient_clock, world
 from ztunnel_trio.errors import Reason, Refused
-from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.address import HostPort, SocketAddress
 from ztunnel_trio.net.tls import TlsContexts, TlsMisconfigured
 from ztunnel_trio.observe.metrics import Reporter
 from ztunnel_trio.proxy.dialler import REVOKED, Dialler, is_revoked
 from ztunnel_trio.proxy.pool import PoolKey
-from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel import ClientTunnel, TunnelRequest
 from ztunnel_trio.spec.network import HBONE_PORT
 
 KEY = PoolKey(
@@ -167,6 +169,38 @@ async def test_a_peer_that_is_revoked_later_takes_its_connections_along() -> Non
         assert tunnel.failure_text == REVOKED
         assert dialler.connections == {}
         assert revocations.watched == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"contexts": Misconfigured()}, (Reason.TLS_CONFIG, "certificate: key values mismatch")),
+        ({"revocations": FakeRevocations("certificate revoked")}, (Reason.IO, "certificate revoked")),
+    ],
+)
+@trio_test
+async def test_an_inner_tunnel_that_comes_to_nothing_gives_the_outer_stream_back(
+    change: dict[str, object], expected: tuple[Reason, str]
+) -> None:
+    async with world() as it:
+        await open_gateway(it, ending_inner(refused, SERVER.identity))
+        where = SocketAddress(GATEWAY.addresses[0], HBONE_PORT)
+        dialler = dialler_of(it)
+        tunnel, _ = await dialler.tunnel(replace(KEY, expected=(GATEWAY.identity,), destination=where), 10)
+        it.nursery.start_soon(tunnel.run)
+        outer = await tunnel.open(HostPort("far.example", 80), [])
+        dialler.node = replace(it.node, **change)  # type: ignore[arg-type]
+
+        with pytest.raises(Refused) as caught:
+            await dialler.inner_tunnel(outer, await dialler.certificate(SOURCE.identity), (SERVER.identity,))
+
+        assert (caught.value.refusal.reason, caught.value.refusal.detail) == expected
+        await until(lambda: not tunnel.active_streams)
+        assert tunnel.is_usable
+
+
+async def refused(request: TunnelRequest) -> None:
+    request.refuse(503)
 
 
 def test_a_dial_cancelled_anywhere_leaves_nothing() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -9,15 +10,26 @@ import pytest
 import trio
 
 from tests.fakes.cancellation import cancelled_everywhere_now
+from tests.fakes.gateway import (
+    GATEWAY,
+    REMOTE,
+    ending_inner,
+    far_away,
+    open_gateway,
+    to_proxy_of,
+)
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, tcp_pair, until
 from tests.fakes.world import PLAIN, SERVER, SOURCE, World, at, deny_all, patient_clock, world
 from ztunnel_trio.errors import Reason, Refusal
+from ztunnel_trio.lab.hbone import Serve
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import Workload
+from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.proxy.node import ProxySettings
 from ztunnel_trio.proxy.outbound import Patience, is_timeout, may_another_help
+from ztunnel_trio.proxy.tunnel import ClientTunnel, TunnelRequest
 
 WEB = Service(
     name="web", namespace="ns", hostname="web.ns.svc.cluster.local",
@@ -385,13 +397,241 @@ def test_a_connection_cancelled_anywhere_leaves_one_line_and_nothing_else(target
                 near.close()
                 far.close()
 
-    def check() -> None:
-        if not worlds:
-            return
-        it = worlds.pop()
-        for direction in ("outbound", "inbound"):
-            assert len(it.lines.errors(direction)) <= 1
-        if it.metric("istio_tcp_connections_opened_total"):
-            assert len(it.lines.errors("outbound")) == 1
+    assert cancelled_everywhere_now(scenario, check=lambda: check_lines(worlds), autojump=False) > 20
 
-    assert cancelled_everywhere_now(scenario, check=check, autojump=False) > 20
+
+def check_lines(worlds: list[World]) -> None:
+    """What a cancelled world told: a line for each end at most, and one for a connection that was opened."""
+    if not worlds:
+        return
+    it = worlds.pop()
+    for direction in ("outbound", "inbound"):
+        assert len(it.lines.errors(direction)) <= 1
+    if it.metric("istio_tcp_connections_opened_total"):
+        assert len(it.lines.errors("outbound")) == 1
+
+
+# ------------------------------------------------------------------------- a tunnel in a tunnel
+
+REMOTE_ADDRESS = SocketAddress(REMOTE.vips[0].ip, 80)
+REMOTE_NAME = f"{REMOTE.hostname}:80"
+
+
+async def two_networks(it: World) -> SocketAddress:
+    """REMOTE behind GATEWAY, ended by the proxy of SERVER; the application there."""
+    await it.listen(SERVER)
+    there = await it.echo(SERVER.addresses[0])
+    it.put(GATEWAY, far_away(), replace(REMOTE, ports={80: there.port}))
+    return there
+
+
+@trio_test
+async def test_another_networks_service_is_asked_for_by_name_inside_the_gateways_tunnel() -> None:
+    async with world() as it:
+        await two_networks(it)
+        gateway = await open_gateway(it, to_proxy_of(it))
+        outbound = it.outbound(SOURCE)
+        for _ in range(2):
+            app = it.call(outbound, REMOTE_ADDRESS)
+            assert await ask(app) == b"hello world"
+            app.end()
+            assert await app.receive() == b""
+        await ended(it, 4)
+
+        assert it.lines.errors() == [None] * 4
+        sent, *_ = [line for line in it.lines.complete if line["direction"] == "outbound"]
+        came, *_ = [line for line in it.lines.complete if line["direction"] == "inbound"]
+        assert (sent["dst.addr"], sent["dst.hbone_addr"]) == ("127.0.0.6:15008", REMOTE_NAME)
+        assert sent["dst.workload"] == "server"  # as the inner peer's baggage says
+        assert (sent["dst.identity"], came["src.identity"]) == (str(SERVER.identity), str(SOURCE.identity))
+        assert (sent["bytes_sent"], sent["bytes_recv"]) == ("11", "11")
+        assert [(one.authority, one.identity) for one in gateway.connects] == [
+            (REMOTE_NAME, SOURCE.identity)
+        ] * 2
+        assert len({one.client for one in gateway.connects}) == 1  # an inner tunnel each, one outer tunnel
+        (outer,) = outbound.pool.pooled.values()
+        await until(lambda: not outer.tunnel.active_streams)
+        assert outer.tunnel.is_usable
+
+
+@trio_test
+async def test_the_inner_connect_says_from_which_network_it_comes() -> None:
+    asked: list[TunnelRequest] = []
+
+    async def refuse(request: TunnelRequest) -> None:
+        asked.append(request)
+        request.refuse(401)
+
+    async with world(ProxySettings(network="near")) as it:
+        vip = replace(REMOTE.vips[0], network="near")
+        it.put(
+            replace(SOURCE, network="near"), GATEWAY, far_away(), replace(REMOTE, ports={80: 1}, vips=(vip,))
+        )
+        gateway = await open_gateway(it, ending_inner(refuse, SERVER.identity))
+        app = it.call(it.outbound(SOURCE), REMOTE_ADDRESS)
+        assert await app.receive() == b""
+        await ended(it, 1)
+
+        assert it.lines.errors() == ["http status: 401 Unauthorized"]
+        (inner,), (outer,) = asked, gateway.connects
+        assert (inner.method, inner.authority) == ("CONNECT", REMOTE_NAME)
+        assert inner.headers["x-forwarded-network"] == ["near"]
+        assert "x-forwarded-network" not in outer.headers
+        for name in ("baggage", "forwarded", "traceparent"):
+            assert inner.headers[name] == outer.headers[name]
+
+
+async def silence(engine: Engine, request: TunnelRequest) -> None:
+    """Take a CONNECT and say nothing in it."""
+    request.accept([])
+    await trio.sleep_forever()
+
+
+async def no_answer(request: TunnelRequest) -> None:
+    await trio.sleep_forever()
+
+
+async def hang_up(engine: Engine, request: TunnelRequest) -> None:
+    """Take a CONNECT and reset it."""
+    request.accept([]).reset(2)
+    await trio.lowlevel.checkpoint()
+
+
+async def refuse_outer(engine: Engine, request: TunnelRequest) -> None:
+    request.refuse(404)
+    await trio.lowlevel.checkpoint()
+
+
+STRANGER = replace(SERVER, service_account="stranger").identity
+
+
+@pytest.mark.parametrize(
+    ("gateway", "error"),
+    [
+        (refuse_outer, "http status: 404 Not Found"),
+        (hang_up, "io error: Connection reset by peer (os error 104)"),
+        (silence, "io error: deadline has elapsed"),
+        (ending_inner(no_answer, SERVER.identity), "h2 failed: no answer to the CONNECT in time"),
+        (
+            ending_inner(no_answer, STRANGER),
+            f"did not present the expected SAN ({SERVER.identity}), got {STRANGER}",
+        ),
+    ],
+    ids=["outer refused", "reset", "no handshake", "no answer", "not who the service names"],
+)
+def test_what_goes_wrong_inside_costs_the_connection_and_not_the_gateways_tunnel(
+    gateway: Serve, error: str
+) -> None:
+    @trio_test(clock=patient_clock())
+    async def main() -> None:
+        async with world() as it:
+            it.put(GATEWAY, far_away(), REMOTE)
+            await open_gateway(it, gateway)
+            outbound = it.outbound(SOURCE)
+            app = it.call(outbound, REMOTE_ADDRESS)
+            assert await app.receive() == b""
+            (found,) = it.lines.errors()
+
+            assert found is not None
+            assert error in found
+            (outer,) = outbound.pool.pooled.values()
+            await until(lambda: not outer.tunnel.active_streams)
+            assert outer.tunnel.is_usable
+            assert outbound.dialler.connections == {}
+
+    main()
+
+
+@trio_test
+async def test_a_gateway_that_is_somebody_else_hears_no_connect() -> None:
+    async with world() as it:
+        it.put(GATEWAY, far_away(), REMOTE)
+        gateway = await open_gateway(it, silence, identity=STRANGER)
+        app = it.call(it.outbound(SOURCE), REMOTE_ADDRESS)
+        assert await app.receive() == b""
+        await ended(it, 1)
+
+        (error,) = it.lines.errors()
+        assert error is not None
+        assert f"did not present the expected SAN ({GATEWAY.identity}), got {STRANGER}" in error
+        assert gateway.connects == []
+
+
+@trio_test
+async def test_without_a_certificate_no_gateway_is_dialled() -> None:
+    async with world() as it:
+        it.put(GATEWAY, far_away(), REMOTE)
+        it.certificates.missing.add(SOURCE.identity)
+        outbound = it.outbound(SOURCE)
+        app = it.call(outbound, REMOTE_ADDRESS)
+        assert await app.receive() == b""
+        await ended(it, 1)
+
+        (error,) = it.lines.errors()
+        assert error is not None
+        assert error.startswith("identity error: no certificate for")
+        assert outbound.sockets.dialled == []  # type: ignore[attr-defined]
+
+
+@trio_test
+async def test_a_revoked_inner_peer_ends_its_connection_alone() -> None:
+    async with world() as it:
+        await two_networks(it)
+        await open_gateway(it, to_proxy_of(it))
+        outbound = it.outbound(SOURCE)
+        first, second = it.call(outbound, REMOTE_ADDRESS), it.call(outbound, REMOTE_ADDRESS)
+        assert await ask(first) == await ask(second) == b"hello world"
+        (pooled,) = outbound.pool.pooled.values()
+        inner, other = (one for one in outbound.dialler.connections if one is not pooled.tunnel)
+        assert isinstance(inner, ClientTunnel)
+        outbound.dialler.revoke(inner)
+        await until(lambda: len(it.lines.errors("outbound")) == 1)
+
+        assert it.lines.errors("outbound") == ["connection closed: peer certificate revoked by CRL"]
+        assert not other.ended.is_set()
+        alive = 0
+        for app in (first, second):
+            with suppress(AssertionError, OSError):
+                alive += await ask(app) == b"hello world"
+        assert alive == 1
+
+
+@trio_test
+async def test_a_gateway_that_is_not_there_is_no_end() -> None:
+    async with world() as it:
+        await two_networks(it)
+        nobody = replace(GATEWAY, uid="//Pod/ns/nobody", name="nobody", addresses=(ip_address("127.0.0.7"),))
+        it.put(nobody, far_away(2, nobody), far_away(3, nobody))
+        await open_gateway(it, to_proxy_of(it))
+        for _ in range(8):
+            app = it.call(it.outbound(SOURCE), REMOTE_ADDRESS)
+            assert await ask(app) == b"hello world"
+            app.close()
+        await until(lambda: len(it.lines.errors("outbound")) == 8)
+
+        assert it.metric("istio_connect_retries_total") >= 1
+
+
+def test_a_tunnel_in_a_tunnel_cancelled_anywhere_leaves_one_line_and_nothing_else() -> None:
+    worlds: list[World] = []
+
+    async def scenario() -> None:
+        async with world() as it:
+            await two_networks(it)
+            await open_gateway(it, to_proxy_of(it))
+            worlds.append(it)
+            near, far = tcp_pair()
+            app = App(near)
+            try:
+                async with trio.open_nursery() as nursery:
+                    outbound = it.outbound(SOURCE, nursery)
+                    nursery.start_soon(it.carry, outbound, far, REMOTE_ADDRESS, at("127.0.0.2:4000"))
+                    assert await ask(app) == b"hello world"
+                    app.end()
+                    assert await app.receive() == b""
+                    nursery.cancel_scope.cancel()
+            finally:
+                near.close()
+                far.close()
+
+    assert cancelled_everywhere_now(scenario, check=lambda: check_lines(worlds), autojump=False) > 40
