@@ -28,7 +28,7 @@ from tests.netns.shared import in_scene, share
 from tests.netns.tools import read_exactly, until
 from ztunnel_trio.lab import resources
 from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, open_lab
-from ztunnel_trio.lab.resolver import Silence
+from ztunnel_trio.lab.resolver import Forged, Silence
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.pb.workload_pb2 import NetworkAddress, Service
 
@@ -36,6 +36,7 @@ V4, V6 = "10.96.0.10", "fd96::a"  # nobody is there: whatever answers was put in
 SERVER = "server.default.svc.cluster.local"
 OUTSIDE = "www.example.org"
 OUTSIDE_ADDRESSES = ["192.0.2.1", "192.0.2.2"]
+FORGED = "forged.example.org"  # forgers answer first
 SEARCH = "search default.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5"
 TRY_SECONDS, ATTEMPTS = 1, 1
 IN_FLIGHT = 256
@@ -102,6 +103,7 @@ async def open_scene() -> AsyncGenerator[Scene, None]:
         zone["large.example.org.", "A"] = [f"198.51.100.{n}" for n in range(1, 201)]
         zone["text.example.org.", "TXT"] = ['"hello"']
         zone["silent.example.org.", "A"] = Silence()
+        zone[f"{FORGED}.", "A"] = Forged(OUTSIDE_ADDRESSES, ["203.0.113.66"])
         await lab.add_service("server", [scene.client])
         await lab.add_service("dual", [], change=give_both_families)
         headless = {"default/headless.default.svc.cluster.local": {80: 80}}
@@ -227,6 +229,16 @@ async def test_the_resolver_is_asked_from_the_pods_own_address(scene: Scene) -> 
     assert [(one.name, one.asker) for one in scene.lab.resolver.questions] == [
         (f"{OUTSIDE}.", str(scene.client.ip))
     ]
+
+
+@TRANSPORTS
+@in_scene
+async def test_forged_answers_are_not_passed_on(scene: Scene, nameserver: str, flags: list[str]) -> None:
+    """Another source address or port, another id, another question: each came before the true answer."""
+    dig = [program("dig"), "+short", "+time=2", "+tries=1", *flags, FORGED]
+
+    for _ in range(5):
+        assert sorted(await scene.run(dig, nameserver=nameserver)) == OUTSIDE_ADDRESSES
 
 
 # ------------------------------------------------------------------ hostile input

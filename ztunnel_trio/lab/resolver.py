@@ -1,7 +1,8 @@
 """The name server outside the mesh: what a node's /etc/resolv.conf points to.
 
-It knows the names it was given (`zone`) and says NXDOMAIN to all others; an answer can be withheld or be an
-error code. Over UDP an answer longer than the asker takes is cut (TC), over TCP it is whole.
+It knows the names it was given (`zone`) and says NXDOMAIN to all others; an answer can be withheld, be an
+error code, or come after forged ones. Over UDP an answer longer than the asker takes is cut (TC), over TCP it
+is whole.
 """
 
 import socket
@@ -19,7 +20,7 @@ import dns.rdatatype
 import dns.rrset
 import trio
 
-from ztunnel_trio.lab.hosts import RESOLVER, Host
+from ztunnel_trio.lab.hosts import GATEWAY_V4, RESOLVER, Host
 
 _PORT: Final = 53
 _SHORTEST: Final = 512  # RFC 1035 4.2.1
@@ -33,7 +34,16 @@ class Silence:
     """Do not answer this question at all."""
 
 
-Data = Sequence[str] | dns.rcode.Rcode | Silence
+@dataclass(frozen=True, slots=True)
+class Forged:
+    """The answer is `data`, but forgers say `lies` first: under another id, to another question, and, where
+    there is no connection, from another address and another port."""
+
+    data: Sequence[str]
+    lies: Sequence[str]
+
+
+Data = Sequence[str] | dns.rcode.Rcode | Silence | Forged
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +68,15 @@ class Resolver:
             OSError: the port is taken.
         """
         listener = host.listen(_PORT, ip=RESOLVER)
-        datagrams = trio.socket.from_stdlib_socket(host.make_socket(kind=socket.SOCK_DGRAM))
-        with datagrams:
+        datagrams, elsewhere, other_port = (
+            trio.socket.from_stdlib_socket(host.make_socket(kind=socket.SOCK_DGRAM)) for _ in range(3)
+        )
+        with datagrams, elsewhere, other_port:
             await datagrams.bind((str(RESOLVER), _PORT))
+            await elsewhere.bind((str(GATEWAY_V4), _PORT))
+            await other_port.bind((str(RESOLVER), 0))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._serve_datagrams, datagrams)
+                nursery.start_soon(self._serve_datagrams, datagrams, (elsewhere, other_port))
                 await nursery.start(trio.serve_listeners, self._serve_stream, [listener])
                 task_status.started()
 
@@ -81,6 +95,8 @@ class Resolver:
                 return None
             case dns.rcode.Rcode() as code:
                 response.set_rcode(code)
+            case Forged(data=truth):
+                response.answer.append(dns.rrset.from_text(question.name, _TTL, "IN", kind, *truth))
             case None:
                 if not any(known == name for known, _ in self.zone):
                     response.set_rcode(dns.rcode.NXDOMAIN)
@@ -95,9 +111,31 @@ class Resolver:
             wire = response.to_wire()
         return wire
 
-    async def _serve_datagrams(self, sock: trio.socket.SocketType) -> None:
+    def lie(self, raw: bytes) -> bytes | None:
+        """What a forger answers, who knows id and question; None where nobody lies."""
+        try:
+            query = dns.message.from_wire(raw)
+            question = query.question[0]
+        except (dns.exception.DNSException, IndexError):
+            return None
+        kind = dns.rdatatype.to_text(question.rdtype)
+        forged = self.zone.get((question.name.to_text().lower(), kind))
+        if not isinstance(forged, Forged):
+            return None
+        response = dns.message.make_response(query, recursion_available=True)
+        response.answer.append(dns.rrset.from_text(question.name, _TTL, "IN", kind, *forged.lies))
+        return response.to_wire()
+
+    async def _serve_datagrams(
+        self, sock: trio.socket.SocketType, forgers: Sequence[trio.socket.SocketType]
+    ) -> None:
         while True:
             raw, asker = await sock.recvfrom(_LARGEST)
+            if lie := self.lie(raw):
+                for forger in forgers:
+                    await forger.sendto(lie, asker)
+                for mistaken in mistakes(lie):
+                    await sock.sendto(mistaken, asker)
             if answer := self.answer(raw, "udp", asker[0]):
                 await sock.sendto(answer, asker)
 
@@ -107,10 +145,20 @@ class Resolver:
             with trio.move_on_after(_TCP_SECONDS):
                 try:
                     while raw := await _read_message(stream):
+                        for mistaken in mistakes(self.lie(raw)):
+                            await stream.send_all(struct.pack("!H", len(mistaken)) + mistaken)
                         if answer := self.answer(raw, "tcp", asker):
                             await stream.send_all(struct.pack("!H", len(answer)) + answer)
                 except (OSError, trio.BrokenResourceError):
                     return
+
+
+def mistakes(lie: bytes | None) -> list[bytes]:
+    """The same under another id, and to a question that was not asked; nothing for nothing."""
+    if lie is None:
+        return []
+    name_at = 13  # behind the header and the length of the first label
+    return [bytes([lie[0] ^ 1]) + lie[1:], lie[:name_at] + bytes([lie[name_at] ^ 2]) + lie[name_at + 1 :]]
 
 
 async def _read_message(stream: trio.SocketStream) -> bytes:

@@ -5,13 +5,14 @@ import dns.message
 import dns.rcode
 import pytest
 
-from ztunnel_trio.lab.resolver import Data, Question, Resolver, Silence
+from ztunnel_trio.lab.resolver import Data, Forged, Question, Resolver, Silence, mistakes
 
 ZONE: dict[tuple[str, str], Data] = {
     ("a.example.", "A"): ["192.0.2.1", "192.0.2.2"],
     ("empty.example.", "A"): [],
     ("broken.example.", "A"): dns.rcode.SERVFAIL,
     ("silent.example.", "A"): Silence(),
+    ("forged.example.", "A"): Forged(["192.0.2.3"], ["192.0.2.66"]),
     ("long.example.", "TXT"): [f'"{"x" * 200} {number}"' for number in range(5)],
 }
 
@@ -66,3 +67,30 @@ def test_a_long_answer_is_cut_where_it_does_not_fit(protocol: str, payload: int 
 def test_junk_is_not_answered() -> None:
     assert Resolver().answer(b"junk", "udp", "10.88.16.10") is None
     assert Resolver().answer(b"", "tcp", "10.88.16.10") is None
+
+
+def test_who_is_lied_about_is_answered_truly_in_the_end() -> None:
+    answer = asked("forged.example")
+
+    assert answer is not None
+    assert [str(record) for record in answer.answer[0]] == ["192.0.2.3"]
+
+
+def test_a_lie_is_the_right_answer_but_for_its_data_and_its_mistakes_one_each() -> None:
+    query = dns.message.make_query("forged.example", "A")
+    lie = Resolver(dict(ZONE)).lie(query.to_wire())
+    other_id, other_question = (dns.message.from_wire(each) for each in mistakes(lie))
+
+    assert lie is not None
+    assert query.is_response(dns.message.from_wire(lie))
+    assert str(dns.message.from_wire(lie).answer[0][0]) == "192.0.2.66"
+    assert (other_id.id != query.id, other_id.question) == (True, query.question)
+    assert (other_question.id == query.id, other_question.question != query.question) == (True, True)
+
+
+def test_nobody_lies_about_other_names() -> None:
+    resolver = Resolver(dict(ZONE))
+
+    assert resolver.lie(dns.message.make_query("a.example", "A").to_wire()) is None
+    assert resolver.lie(b"junk") is None
+    assert mistakes(None) == []
