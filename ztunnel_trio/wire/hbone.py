@@ -189,11 +189,6 @@ class HboneConnection:
         """Whether there is a stream id left for a request."""
         return self._highest < LARGEST_STREAM_ID - 1
 
-    @property
-    def last_stream_id(self) -> int:
-        """The highest request seen (server) or made (client)."""
-        return self._highest
-
     def is_open(self, stream_id: int) -> bool:
         """Whether the stream is not closed."""
         return stream_id in self._streams

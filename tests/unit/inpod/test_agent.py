@@ -14,12 +14,13 @@ import pytest
 import trio
 
 from tests.fakes.cancellation import cancelled_everywhere_now, open_descriptors
+from tests.fakes.seqpacket import SeqPacketListener
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.inpod.agent import Agent, AgentSettings, ProtocolMismatch
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.netns import Netns
-from ztunnel_trio.net.seqpacket import SeqPacket, SeqPacketListener
+from ztunnel_trio.net.seqpacket import SeqPacket
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.wire import zds
 

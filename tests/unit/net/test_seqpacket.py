@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from tests.fakes.cancellation import cancelled_everywhere_now, open_descriptors
+from tests.fakes.seqpacket import SeqPacketListener
 from tests.fakes.trio_test import trio_test
-from ztunnel_trio.net.seqpacket import Descriptor, SeqPacket, SeqPacketListener
+from ztunnel_trio.net.seqpacket import Descriptor, SeqPacket
 
 
 def null_device() -> TextIO:

@@ -178,11 +178,13 @@ async def test_a_reset_behind_the_end_of_data_takes_nothing_back() -> None:
         hops.server.core.end(stream.stream_id)
         hops.server.core.reset(stream.stream_id, ErrorCode.CONNECT_ERROR)
         hops.server.flush()
+        sent.set()
 
+    sent = trio.Event()
     async with two_hops(serve=send_end_and_reset) as hops:
         source, _ = await hops.connection()
         source.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-        await until(lambda: hops.client.core.last_stream_id == 1 and hops.client.active_streams == 0)
+        await until(lambda: sent.is_set() and hops.client.active_streams == 0)
 
         assert await source.receive_all() == data
 
