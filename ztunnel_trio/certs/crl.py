@@ -131,11 +131,6 @@ class CrlKeeper:
             self._revoke(registration)
         return registration
 
-    @property
-    def tracked(self) -> int:
-        """How many connections are watched."""
-        return len(self._registered)
-
     async def _settle(self) -> None:
         """Wait until the file has not changed for a while."""
         state = self._look()

@@ -244,10 +244,6 @@ class Keeper:
         except Unavailable as error:
             log.info("couldn't prefetch: %s", error)
 
-    def renew(self, identity: SpiffeId) -> None:
-        """Have a certificate, in nobody's hurry."""
-        self._request(identity, Priority.BACKGROUND)
-
     def forget(self, identity: SpiffeId) -> None:
         """Drop an identity no workload here has any more; its waiters fail."""
         entry = self._entries.pop(identity, None)

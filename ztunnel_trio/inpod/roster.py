@@ -176,8 +176,6 @@ class Roster(Generic[N]):
     pending: dict[str, StartProxy[N]] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
     has_snapshot: bool = False
-    started: int = 0
-    stopped: int = 0
     _starting: dict[str, StartProxy[N]] = field(default_factory=dict)
     _retry_is_set: bool = False
 
@@ -265,7 +263,6 @@ class Roster(Generic[N]):
 
     def _proxy_started(self, start: StartProxy[N]) -> list[Action[N]]:
         self.running[start.uid] = Running(start.info, start.netns.key)
-        self.started += 1
         return [*self._supersede_pending(start), *_answer(start, "")]
 
     def _proxy_failed(self, start: StartProxy[N], text: str) -> list[Action[N]]:
@@ -292,7 +289,6 @@ class Roster(Generic[N]):
 
     def _stop(self, uid: str) -> StopProxy:
         del self.running[uid]
-        self.stopped += 1
         return StopProxy(uid)
 
     def _drop_pending(self) -> list[Action[N]]:

@@ -17,17 +17,10 @@ from typing import Final
 
 import trio
 
+from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.netns import Netns
-from ztunnel_trio.pb.messages.istio.workload.zds import (
-    AddWorkload,
-    DelWorkload,
-    KeepWorkload,
-    SnapshotSent,
-    WorkloadInfo,
-    WorkloadRequest,
-    WorkloadResponse,
-)
 from ztunnel_trio.supervise.watch import Watch
+from ztunnel_trio.wire import zds
 
 ACK_SECONDS: Final = 5.0  # istio: readWriteDeadline
 _DATAGRAM_BYTES: Final = 1024
@@ -72,6 +65,7 @@ class Connection:
         Raises:
             ProxyGone: the connection ended.
             TooSlowError: no answer within five seconds.
+            PeerBrokeProtocol: the answer is none.
         """
         async with self.turn:
             try:
@@ -84,9 +78,7 @@ class Connection:
                 raise trio.TooSlowError(
                     f"the proxy did not acknowledge within {ACK_SECONDS:.0f} s"
                 ) from error
-        response = WorkloadResponse().parse(answer)
-        assert response.ack is not None, answer
-        return response.ack.error
+        return zds.decode_ack(answer)
 
     async def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send one datagram and wait for nothing.
@@ -161,10 +153,8 @@ class Agent:
         """
         self.pods.pop(uid, None)
         await self._newest()
-        errors: list[str] = []
-        for connection in [one for one in self.connections if one.is_open]:
-            request = WorkloadRequest(del_=DelWorkload(uid=uid))
-            errors.append(await self._noted(connection, "delete", uid, bytes(request)))
+        still_there = [one for one in self.connections if one.is_open]
+        errors = [await self._noted(one, "delete", uid, zds.delete(uid)) for one in still_there]
         return "; ".join(error for error in errors if error)
 
     async def keep(self, uid: str) -> str:
@@ -173,8 +163,7 @@ class Agent:
         Raises:
             ProxyGone, TooSlowError: no acknowledgement.
         """
-        request = WorkloadRequest(keep=KeepWorkload(uid=uid))
-        return await self._noted(await self._newest(), "keep", uid, bytes(request))
+        return await self._noted(await self._newest(), "keep", uid, zds.keep(uid))
 
     async def snapshot(self) -> str:
         """Say SnapshotSent; returns the error text.
@@ -182,8 +171,7 @@ class Agent:
         Raises:
             ProxyGone, TooSlowError: no acknowledgement.
         """
-        request = WorkloadRequest(snapshot_sent=SnapshotSent())
-        return await self._noted(await self._newest(), "snapshot", "", bytes(request))
+        return await self._noted(await self._newest(), "snapshot", "", zds.snapshot_sent())
 
     async def raw(self, data: bytes, descriptors: Sequence[int] = ()) -> str:
         """Send any bytes and descriptors as one request; returns the error text.
@@ -239,8 +227,7 @@ class Agent:
             if self.automatic:
                 for pod in list(self.pods.values()):
                     await self._announce(connection, pod)
-                request = WorkloadRequest(snapshot_sent=SnapshotSent())
-                await self._noted(connection, "snapshot", "", bytes(request))
+                await self._noted(connection, "snapshot", "", zds.snapshot_sent())
         except (ProxyGone, trio.TooSlowError):
             connection.sock.shutdown(socket.SHUT_RDWR)
             return
@@ -249,10 +236,9 @@ class Agent:
 
     async def _announce(self, connection: Connection, pod: KnownPod) -> str:
         if pod.netns is None:
-            request = WorkloadRequest(keep=KeepWorkload(uid=pod.uid))
-            return await self._noted(connection, "keep", pod.uid, bytes(request))
-        request = WorkloadRequest(add=AddWorkload(uid=pod.uid, workload_info=pod.info))
-        return await self._noted(connection, "add", pod.uid, bytes(request), [pod.netns.fileno()])
+            return await self._noted(connection, "keep", pod.uid, zds.keep(pod.uid))
+        request = zds.add(pod.uid, pod.info)
+        return await self._noted(connection, "add", pod.uid, request, [pod.netns.fileno()])
 
     async def _noted(
         self, connection: Connection, what: str, uid: str, data: bytes, descriptors: Sequence[int] = ()

@@ -158,19 +158,21 @@ def test_two_hundred_identities_of_ten_seconds_are_never_without_a_valid_certifi
 
 
 def test_who_waits_is_served_by_urgency_and_renewals_keep_that_order() -> None:
-    authority = FakeAuthority(latency=1, lifetime=100)
+    authority = FakeAuthority(latency=3, lifetime=100)
 
     async def body(keeper: Keeper) -> None:
-        keeper.renew(IDS[0])
-        await trio.testing.wait_all_tasks_blocked()
-        keeper.renew(IDS[1])
+        await keeper.certificate(IDS[0])
+        await trio.sleep_until(49)
+        keeper.prefetch(IDS[4])
+        await trio.sleep_until(51)
+        assert authority.calls == [IDS[0], IDS[4]]  # the renewal of the first waits
         keeper.prefetch(IDS[2])
         await trio.testing.wait_all_tasks_blocked()
         await keeper.certificate(IDS[3])
-        await trio.sleep_until(48.999)
-        assert authority.calls == [IDS[0], IDS[3], IDS[2], IDS[1]]
-        await trio.sleep_until(60)
-        assert authority.calls[4:] == [IDS[0], IDS[3], IDS[2], IDS[1]]
+        await trio.sleep_until(70)
+        assert authority.calls == [IDS[0], IDS[4], IDS[3], IDS[2], IDS[0]]
+        await trio.sleep_until(115)
+        assert authority.calls[5:] == [IDS[4], IDS[3], IDS[2], IDS[0]]
 
     run(authority, body, fetches_at_once=1)
 
