@@ -1,13 +1,12 @@
-"""The JSON and YAML form: against a recorded dump, there and back, and what is refused with which words."""
+"""A local file: a sample, there and back, and what is refused with which words."""
 
-import json
 from ipaddress import ip_address, ip_network
 
 import msgspec
 import pytest
 
 from tests.unit.mesh.test_workloads import EVERYTHING
-from tests.unit.mesh.world import DATA, key, mesh_of, pod, recorded_mesh
+from tests.unit.mesh.world import key
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.mesh.decode import ServiceEntry
 from ztunnel_trio.mesh.document import (
@@ -15,13 +14,9 @@ from ztunnel_trio.mesh.document import (
     MeshDocument,
     local_workload_document,
     policy_document,
-    read_dump,
     read_local,
     service_document,
-    staged_document,
-    workload_document,
 )
-from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.policy import (
     Action,
@@ -183,16 +178,10 @@ POLICY = "policies: [{{name: a, namespace: n, scope: Global, action: Deny, dryRu
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "the document is empty; write {} for an empty mesh"),
         ("[]", "Expected `object`, got `array`"),
         ("other: 1", "Object contains unknown field `other`"),
         ("workloads: 5", "workloads: Expected `array`, got `int`, got 5"),
         ("a: [1", "line 1, column 6"),
-        ("a: 1\na: 2", "line 2, column 1: key 'a' twice"),
-        ("a: !Other x", "line 1, column 4: unknown tag !Other"),
-        ("a: !Exact {x: y}", "line 1, column 4: !Exact of a mapping"),
-        ("a: !!python/name:os.system", "line 1, column 4"),
-        ("a: \x00", "not readable as YAML"),
         (WORKLOAD.format("color: red"), "workloads[0]: Object contains unknown field `color`"),
         (WORKLOAD.format("protocol: UDP"), "workloads[0].protocol: Invalid enum value 'UDP', got 'UDP'"),
         (WORKLOAD.format("uid: 5"), "workloads[0].uid: Expected `str`, got `int`, got 5"),
@@ -279,26 +268,6 @@ def test_errors_name_the_place_and_the_value(text: str, words: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("scalar", "value"),
-    [
-        ("on", "on"),
-        ("no", "no"),
-        ("12:30", "12:30"),
-        ("2024-01-01", "2024-01-01"),
-        ("'1'", "1"),
-        ("1_0", "1_0"),
-    ],
-)
-def test_scalars_are_those_of_yaml_12(scalar: str, value: str) -> None:
-    assert read_local(WORKLOAD.format(f"name: {scalar}")).workloads[0].name == value
-
-
-@pytest.mark.parametrize(("scalar", "value"), [("0x10", 16), ("0o10", 8), ("010", 10), ("+3", 3)])
-def test_numbers_are_those_of_yaml_12(scalar: str, value: int) -> None:
-    assert read_local(WORKLOAD.format(f"capacity: {scalar}")).workloads[0].capacity == value
-
-
 SERVICE_VALUE = Service(
     name="svc",
     namespace="ns",
@@ -371,72 +340,3 @@ def test_a_service_there_and_back(service: Service, endpoints: dict[str, Endpoin
 
 def test_a_policy_there_and_back() -> None:
     assert read_local(encode({"policies": [policy_document(POLICY_VALUE)]})).policies == (POLICY_VALUE,)
-
-
-def test_what_is_left_out_of_an_empty_workload() -> None:
-    empty = Workload(service_account="", trust_domain="", cluster="", workload_type="")
-
-    assert workload_document(empty) == {
-        "workloadIps": [],
-        "protocol": "TCP",
-        "networkMode": "Standard",
-        "name": "",
-        "namespace": "",
-        "clusterId": "",
-        "status": "Healthy",
-        "capacity": 1,
-    }
-
-
-def test_staged_endpoints_are_listed_by_service() -> None:
-    mesh = mesh_of(pod("a", services=["ns/later"]))
-
-    assert staged_document(mesh.staged()) == {
-        "ns/later": {"a": {"workloadUid": "a", "port": {"80": 8080}, "status": "Healthy"}}
-    }
-
-
-RECORDED = json.loads((DATA / "ztunnel_mesh_dump.json").read_text())
-
-
-def in_order(document: dict[str, Json]) -> str:
-    """The text of a document, services of a workload in order (the Rust ztunnel lists them in any)."""
-    services = document.get("services")
-    if isinstance(services, list):
-        document = {**document, "services": sorted(services)}
-    return json.dumps(document, sort_keys=True)
-
-
-def sorted_documents(mesh: Mesh) -> dict[str, list[dict[str, Json]]]:
-    return {
-        "workloads": [workload_document(each) for each in sorted(mesh.workloads(), key=lambda w: w.uid)],
-        "services": [
-            service_document(each, mesh.endpoints(each.key))
-            for each in sorted(mesh.services(), key=lambda s: s.hostname)
-        ],
-        "policies": [policy_document(each) for each in sorted(mesh.policies(), key=lambda p: p.key)],
-    }
-
-
-def test_the_dump_of_a_recorded_mesh_is_that_of_the_rust_ztunnel() -> None:
-    ours = sorted_documents(recorded_mesh())
-
-    for part, documents in ours.items():
-        assert [in_order(each) for each in documents] == [in_order(each) for each in RECORDED[part]]
-
-
-def test_a_saved_dump_is_read_with_the_ports_of_its_endpoints() -> None:
-    document = read_dump(json.dumps({**RECORDED, "version": {"x": 1}, "certificates": []}))
-
-    mesh = recorded_mesh()
-    by_uid = {each.uid: each for each in document.workloads}
-    web = by_uid["Kubernetes//Pod/default/web-api"]
-    assert web == mesh.workload(web.uid)
-    assert len(document.services) == 19
-    assert {policy.key for policy in document.policies} == {policy.key for policy in mesh.policies()}
-    sick = by_uid["Kubernetes//Pod/default/purchase-history-notready"]
-    assert sick.services == {
-        key("default/db-notready.default.svc.cluster.local"): {80: 8080},
-        key("default/purchase-history-local.default.svc.cluster.local"): {},
-        key("default/purchase-history.default.svc.cluster.local"): {},
-    }
