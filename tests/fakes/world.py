@@ -315,7 +315,10 @@ class World:
         """Carry one captured connection."""
 
         async def handler(sock: socket.socket, peer: SocketAddress) -> None:
-            await outbound.carry(sock, Call(peer, target, self.node.new_trace(), self.node.access.now()))
+            call = Call(peer, target, self.node.new_trace(), self.node.access.now())
+            carried = await outbound.establish(sock, call)
+            if carried is not None:
+                await carried.run()
 
         await serve_one(handler, sock, client)
 

@@ -28,6 +28,7 @@ import select
 import termios
 import time
 from collections import deque
+from collections.abc import Awaitable
 from typing import Final, Protocol
 
 import trio
@@ -93,13 +94,15 @@ class Once:
             trio.lowlevel.reschedule(task)
             self._engine.wake()
 
-    async def wait(self) -> None:
-        """Return when it has happened; one task only. A checkpoint in any case."""
+    def wait(self) -> Awaitable[object]:
+        """To be awaited at once, by one task only; returns when it has happened. A checkpoint in any case.
+
+        Trio's own coroutine, not one around it: every idle connection keeps one.
+        """
         if self.is_set:
-            await trio.lowlevel.checkpoint()
-            return
+            return trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the caller awaits it
         self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
+        return trio.lowlevel.wait_task_rescheduled(self._abort)  # noqa: ASYNC105  # as above
 
     def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._task = None

@@ -1,6 +1,6 @@
 """Pumps: copy between a connection's two ends, both ways, until both directions have ended.
 
-A connection's one Trio task calls `relay`, which registers the ends and waits; leaving it for whatever
+A connection's one Trio task runs its `Pair`, which registers the ends and waits; leaving it for whatever
 reason unregisters and closes them. The pumps themselves are synchronous and run by the engine.
 
 *Half-close.* The end of one direction is passed on (FIN or END_STREAM) and the other direction runs on.
@@ -13,13 +13,10 @@ errors, a stream that cannot take the last bytes or the last word is one.
 
 import select
 import socket
-from collections.abc import Callable
 from typing import Final, Protocol
 
-import trio
-
 from ztunnel_trio.errors import WeBrokeProtocol
-from ztunnel_trio.net.engine import CHUNK_BYTES, CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine, Once
+from ztunnel_trio.net.engine import CHUNK_BYTES, CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine
 from ztunnel_trio.net.failures import (
     SWALLOWED,
     in_direction,
@@ -29,10 +26,9 @@ from ztunnel_trio.net.failures import (
     shutdown_writing,
     unsent_bytes,
 )
-from ztunnel_trio.net.socket_pair import SocketPair, Traffic
+from ztunnel_trio.net.pair import Pair, Traffic
+from ztunnel_trio.net.socket_pair import SocketPair
 
-_LAST_BYTES_SECONDS: Final = 30.0  # for a reader that sleeps, between the reset of its peer and its own
-_POLL_SECONDS: Final = 0.05
 CONNECT_ERROR: Final = 10  # RFC 9113 7
 
 
@@ -101,31 +97,24 @@ async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: T
 
     Owns both ends from the call on and closes them on every way out. At least one is a socket.
     """
-    pair: _StreamPair | SocketPair
+    return await pair_of(engine, client, upstream, traffic).run()
+
+
+def pair_of(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: Traffic) -> Pair:
+    """What `relay` runs, for whoever wants to cancel it; owns both ends from the call on."""
     if isinstance(client, SocketEnd):
         if isinstance(upstream, SocketEnd):
-            pair = SocketPair(engine, client.sock, upstream.sock, traffic)
-        else:
-            pair = _StreamPair(engine, client.sock, upstream, traffic, is_outbound=True)
-    elif isinstance(upstream, SocketEnd):
-        pair = _StreamPair(engine, upstream.sock, client, traffic, is_outbound=False)
-    else:
-        raise WeBrokeProtocol("a relay between two streams")
-    try:
-        pair.start()
-        await pair.done.wait()
-        if isinstance(pair, _StreamPair) and pair.owes_reset:
-            await pair.reset_when_sent()
-    finally:
-        pair.close()
-    return pair.failure()
+            return SocketPair(engine, client.sock, upstream.sock, traffic)
+        return _StreamPair(engine, client.sock, upstream, traffic, is_outbound=True)
+    if isinstance(upstream, SocketEnd):
+        return _StreamPair(engine, upstream.sock, client, traffic, is_outbound=False)
+    raise WeBrokeProtocol("a relay between two streams")
 
 
-class _StreamPair:
+class _StreamPair(Pair):
     """A socket and a stream. One object a connection: end of the engine, reader of the stream."""
 
     __slots__ = (
-        "_engine",
         "_fd",
         "_hanging_up",
         "_is_outbound",
@@ -133,28 +122,19 @@ class _StreamPair:
         "_may_write",
         "_read_error",
         "_reads",
-        "_recv_into",
-        "_send",
         "_sock",
         "_stream",
-        "_traffic",
         "_write_error",
         "_writes",
-        "bug",
-        "done",
-        "owes_reset",
     )
 
     def __init__(
         self, engine: Engine, sock: socket.socket, stream: StreamEnd, traffic: Traffic, *, is_outbound: bool
     ) -> None:
-        self._engine = engine
+        super().__init__(engine, traffic)
         self._sock = sock
         self._fd = sock.fileno()
-        self._recv_into: Callable[[memoryview], int] = sock.recv_into
-        self._send: Callable[[memoryview], int] = sock.send
         self._stream = stream
-        self._traffic = traffic
         self._is_outbound = is_outbound  # the socket is the client's
         self._may_read = False
         self._may_write = True  # attempt first
@@ -163,16 +143,16 @@ class _StreamPair:
         self._writes = True  # stream -> socket runs
         self._read_error: str | None = None  # of socket -> stream
         self._write_error: str | None = None  # of stream -> socket
-        self.owes_reset = False  # the socket is to be reset
-        self.bug: Exception | None = None
-        self.done = Once(engine)
 
-    def start(self) -> None:
+    def _start(self) -> None:
         self._engine.register(self._fd, self)
         self._stream.attach(self)
 
-    def close(self) -> None:
+    def _stop_pumps(self) -> None:
         self._reads = self._writes = False
+
+    def _close(self) -> None:
+        self._stop_pumps()
         self._close_socket()
         self._stream.close()
 
@@ -182,17 +162,7 @@ class _StreamPair:
             self._fd = -1
         self._sock.close()
 
-    async def reset_when_sent(self) -> None:
-        """Reset the socket once its peer has all that was written to it: a reset throws away the rest."""
-        with trio.move_on_after(_LAST_BYTES_SECONDS):
-            while self._sock.fileno() >= 0 and unsent_bytes(self._sock):  # noqa: ASYNC110  it raises no event
-                await trio.sleep(_POLL_SECONDS)
-        if self._sock.fileno() >= 0:
-            reset_socket(self._sock)
-
-    def failure(self) -> str | None:
-        if self.bug is not None:
-            raise self.bug
+    def _failure(self) -> str | None:
         first, second = self._read_error, self._write_error  # socket -> stream, stream -> socket
         names = ("send", "receive")
         if not self._is_outbound:
@@ -223,11 +193,6 @@ class _StreamPair:
     def go_on(self) -> None:
         self._pump()
 
-    def broke(self, error: Exception) -> None:
-        self.bug = error
-        self._reads = self._writes = False
-        self.done.set()
-
     # -- socket -> stream
 
     def _pump(self) -> None:
@@ -243,7 +208,7 @@ class _StreamPair:
                 return
             asked = engine.payload if room >= CHUNK_BYTES else engine.payload[:room]
             try:
-                count = self._recv_into(asked)
+                count = self._sock.recv_into(asked)
             except BlockingIOError:
                 self._may_read = False
                 return
@@ -266,7 +231,7 @@ class _StreamPair:
     def _drain_to_nowhere(self) -> None:
         """The stream takes nothing any more: bytes that would go there are an error, an end is none."""
         try:
-            count = self._recv_into(self._engine.payload)
+            count = self._sock.recv_into(self._engine.payload)
         except BlockingIOError:
             self._may_read = False
             return
@@ -293,7 +258,7 @@ class _StreamPair:
         if not self._writes:
             return len(data)
         try:
-            count = self._send(data)
+            count = self._sock.send(data)
         except BlockingIOError:
             self._may_write = False
             return 0
@@ -339,7 +304,7 @@ class _StreamPair:
         self._reads = self._writes = False
         self._engine.unregister(self._fd)
         self._fd = -1
-        self.owes_reset = True
+        self.owes_reset = self._sock
         if not unsent_bytes(self._sock):
             reset_socket(self._sock)
         self.done.set()

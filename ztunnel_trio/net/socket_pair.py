@@ -6,10 +6,8 @@ Read into the shared buffer, written from it; a backlog only for what a full sin
 
 import select
 import socket
-from collections.abc import Callable
-from typing import Protocol
 
-from ztunnel_trio.net.engine import CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine, Once
+from ztunnel_trio.net.engine import CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine
 from ztunnel_trio.net.failures import (
     SWALLOWED,
     in_direction,
@@ -18,13 +16,7 @@ from ztunnel_trio.net.failures import (
     reset_socket,
     shutdown_writing,
 )
-
-
-class Traffic(Protocol):
-    """Where bytes are counted, live: towards the destination and back to the source."""
-
-    to_destination: int
-    to_source: int
+from ztunnel_trio.net.pair import Pair, Traffic
 
 
 class _Half:
@@ -40,8 +32,6 @@ class _Half:
         "may_write",
         "other",
         "reads",
-        "recv_into",
-        "send",
         "sock",
     )
     other: "_Half"
@@ -50,8 +40,6 @@ class _Half:
         self._pair = pair
         self.sock = sock
         self.fd = sock.fileno()
-        self.recv_into: Callable[[memoryview], int] = sock.recv_into
-        self.send: Callable[[memoryview], int] = sock.send
         self.may_read = False
         self.may_write = True  # attempt first
         self.hanging_up = False
@@ -79,47 +67,40 @@ class _Half:
         self._pair.broke(error)
 
 
-class SocketPair:
+class SocketPair(Pair):
     """Two sockets: plain text entering or leaving the pod."""
 
-    __slots__ = ("_client", "_engine", "_traffic", "_upstream", "bug", "done")
+    __slots__ = ("_client", "_upstream")
 
     def __init__(
         self, engine: Engine, client: socket.socket, upstream: socket.socket, traffic: Traffic
     ) -> None:
-        self._engine = engine
-        self._traffic = traffic
+        super().__init__(engine, traffic)
         self._client = _Half(self, client)
         self._upstream = _Half(self, upstream)
         self._client.other, self._upstream.other = self._upstream, self._client
-        self.bug: Exception | None = None
-        self.done = Once(engine)
 
-    def start(self) -> None:
+    def _start(self) -> None:
         for half in (self._client, self._upstream):
             self._engine.register(half.fd, half)
 
-    def close(self) -> None:
+    def _stop_pumps(self) -> None:
+        self._client.reads = self._upstream.reads = False
+
+    def _close(self) -> None:
+        self._stop_pumps()
         for half in (self._client, self._upstream):
-            half.reads = False
             if half.fd >= 0:
                 self._engine.unregister(half.fd)
                 half.fd = -1
             half.sock.close()
 
-    def failure(self) -> str | None:
-        if self.bug is not None:
-            raise self.bug
+    def _failure(self) -> str | None:
         if self._client.error is not None:
             return in_direction("send", self._client.error)
         if self._upstream.error is not None:
             return in_direction("receive", self._upstream.error)
         return None
-
-    def broke(self, error: Exception) -> None:
-        self.bug = error
-        self._client.reads = self._upstream.reads = False
-        self.done.set()
 
     def pump(self, source: _Half) -> None:
         """Move bytes from one socket to the other: at most a turn's share."""
@@ -133,7 +114,7 @@ class SocketPair:
         buffer = self._engine.payload
         for _ in range(CHUNKS_A_TURN):
             try:
-                count = source.recv_into(buffer)
+                count = source.sock.recv_into(buffer)
             except BlockingIOError:
                 source.may_read = False
                 return
@@ -144,7 +125,7 @@ class SocketPair:
                 self._ended(source, sink)
                 return
             try:
-                sent = sink.send(buffer[:count])
+                sent = sink.sock.send(buffer[:count])
             except BlockingIOError:
                 sent = 0
             except OSError as error:
@@ -167,7 +148,7 @@ class SocketPair:
         if backlog is None or not sink.may_write:
             return backlog is None
         try:
-            sent = sink.send(memoryview(backlog))
+            sent = sink.sock.send(memoryview(backlog))
         except BlockingIOError:
             sent = 0
         except OSError as error:

@@ -315,11 +315,12 @@ class AccessLog:
         `began` is when the connection was accepted, on this log's clock; None: now.
         """
         labels, traffic = traffic_labels(facts), Traffic()
+        series = self.metrics.traffic.open(labels, traffic)
         record = ConnectionRecord(
             traffic,
             facts,
-            labels,
-            self.metrics.traffic.open(labels, traffic),
+            series.labels,  # the same for all connections of a series
+            series,
             self._clock() if began is None else began,
             self._clock,
         )

@@ -27,8 +27,9 @@ from ztunnel_trio.net.tls import (
 from ztunnel_trio.net.tls_memory import MemoryTls
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import PoolKey
-from ztunnel_trio.proxy.tunnel import ClientTunnel, Tunnel
-from ztunnel_trio.proxy.tunnel_stream import TunnelStream
+from ztunnel_trio.proxy.registry import Cancellable
+from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel_stream import Carrier, TunnelStream
 
 REVOKED: Final = "peer certificate revoked by CRL"
 
@@ -40,7 +41,7 @@ class Dialler:
     node: Node
     info: WorkloadInfo
     sockets: SocketFactory
-    connections: dict[Tunnel, set[trio.CancelScope]] = field(default_factory=dict)  # relayed through them
+    connections: dict[Carrier, set[Cancellable]] = field(default_factory=dict)  # relayed through them
 
     async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
         """Our own certificate.
@@ -136,27 +137,26 @@ class Dialler:
         finally:
             registration.release()
 
-    @contextmanager
-    def trusting(self, tunnels: Sequence[Tunnel], scope: trio.CancelScope) -> Iterator[None]:
-        """Cancel `scope` when the peer of one of these tunnels is revoked while the body runs."""
+    def trust(self, tunnels: Sequence[Carrier], body: Cancellable) -> None:
+        """Until `distrust`, cancel `body` when the peer of one of these tunnels is revoked."""
         for tunnel in tunnels:
-            self.connections.setdefault(tunnel, set()).add(scope)
-        try:
-            yield
-        finally:
-            for tunnel in tunnels:
-                scopes = self.connections[tunnel]
-                scopes.discard(scope)
-                if not scopes:
-                    del self.connections[tunnel]
+            self.connections.setdefault(tunnel, set()).add(body)
+
+    def distrust(self, tunnels: Sequence[Carrier], body: Cancellable) -> None:
+        """The connection is over."""
+        for tunnel in tunnels:
+            bodies = self.connections[tunnel]
+            bodies.discard(body)
+            if not bodies:
+                del self.connections[tunnel]
 
     def revoke(self, tunnel: ClientTunnel) -> None:
         """Nobody trusts the peer of this tunnel any more."""
-        for scope in self.connections.get(tunnel, ()):
-            scope.cancel(reason=REVOKED)
+        for body in self.connections.get(tunnel, ()):
+            body.cancel(reason=REVOKED)
         tunnel.abort(REVOKED)
 
 
-def is_revoked(tunnels: Sequence[Tunnel]) -> bool:
+def is_revoked(tunnels: Sequence[Carrier]) -> bool:
     """Whether one of these tunnels ended because its peer's certificate was revoked."""
     return any(tunnel.failure_text == REVOKED for tunnel in tunnels)

@@ -21,18 +21,21 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
 from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.net.listener import local_address
-from ztunnel_trio.net.relay import SocketEnd, relay
+from ztunnel_trio.net.pair import Pair
+from ztunnel_trio.net.relay import SocketEnd, pair_of
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls import TlsFailed, TlsPeer, accept_tls
-from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, status_of
+from ztunnel_trio.observe.access_log import ConnectionFacts, status_of
 from ztunnel_trio.observe.log import Bare, span
+from ztunnel_trio.proxy.held import Held
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
-from ztunnel_trio.proxy.serving import contained, counted, ended_by
+from ztunnel_trio.proxy.serving import counted, ended_by, log
 from ztunnel_trio.proxy.tunnel import ServerTunnel, Tunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
 from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.wire.connect_fields import Field
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
     FORWARDED,
@@ -134,7 +137,9 @@ class TunnelServer:
     client: SocketAddress
     local: SocketAddress
     who: TlsPeer
-    holds: set[Hold] = field(default_factory=set)
+    holds: set[Hold] | None = None  # of its streams, where the peer's certificate can be revoked
+    _answer_of: Workload | None = None
+    _answer: list[Field] = field(default_factory=list)
 
     @property
     def identity(self) -> SpiffeId | None:
@@ -145,6 +150,7 @@ class TunnelServer:
         revocations, alive = self.inbound.node.revocations, self.inbound.alive
         watch = None
         if revocations is not None:
+            self.holds = set()
             watch = revocations.register(self.who.chain_der, self.revoke, reporter="destination")
         alive.add(self.tunnel)
         try:
@@ -164,29 +170,40 @@ class TunnelServer:
 
     def revoke(self) -> None:
         """The peer's certificate was revoked: everything on the tunnel ends, with that reason."""
-        for hold in self.holds:
+        for hold in self.holds or ():
             hold.end(Refusal(Reason.CERTIFICATE_REVOKED))
         self.tunnel.abort("peer certificate revoked by CRL")
 
     async def serve_one(self, request: TunnelRequest) -> None:
-        """Serve one CONNECT; a failure of ours ends this stream and no other."""
-        trace = TraceParent.parse(first(request, TRACEPARENT)) or self.inbound.node.new_trace()
-        with span("inbound", id=Bare(trace.trace_id), peer=Bare(self.client)):
-            await contained("stream", partial(self.serve, request))
+        """Serve one CONNECT, with one access line; a failure of ours ends this stream and no other."""
+        with self.span_of(request):
+            try:
+                held = await self.establish(request)
+                if held is not None:
+                    await held.carry()
+            except* Exception as group:  # noqa: BLE001  # a bug: loud, and contained
+                log.error("%s failed", "stream", exc_info=group)
 
-    async def serve(self, request: TunnelRequest) -> None:
-        """Admit, judge and carry one CONNECT; leaves one access line whatever happens."""
+    def span_of(self, request: TunnelRequest) -> span:
+        """What the lines of this request carry."""
+        trace = TraceParent.parse(first(request, TRACEPARENT)) or self.inbound.node.new_trace()
+        return span("inbound", id=Bare(trace.trace_id), peer=Bare(self.client))
+
+    async def establish(self, request: TunnelRequest) -> Held | None:
+        """Admit, judge, reach the application and answer.
+
+        None: it came to nothing, which the client and the access line have been told.
+        """
         access = self.inbound.node.access
         began = access.now()
-        deny = partial(access.refuse, source=self.client, destination=self.local, direction=Direction.INBOUND)
         try:
             workload, admission = await self.admit(request)
         except Refused as error:
             request.refuse(status_of(error.refusal.reason))
-            deny(refusal=error.refusal)
-            return
+            self.deny(error.refusal)
+            return None
         except BaseException as error:
-            deny(refusal=ended_by(error))
+            self.deny(ended_by(error))
             raise
         connection = InboundConnection(
             source=self.client,
@@ -195,25 +212,30 @@ class TunnelServer:
             network=self.inbound.node.settings.network,
         )
         host = parse_forwarded_host(first(request, FORWARDED))
-        record = access.open(self.facts(request, workload, admission, host), began=began)
-        with (
-            trio.CancelScope() as scope,
-            self.inbound.registry.hold(InboundKey(connection, host), workload, scope) as hold,
-        ):
-            self.holds.add(hold)
-            try:
-                verdict = self.inbound.judge.authorize(connection, workload)
-                if isinstance(verdict, Rejection):
-                    outcome: Refusal | None = Refusal(Reason.POLICY_REJECTION, verdict.reason)
-                    request.refuse(status_of(Reason.POLICY_REJECTION))
-                else:
-                    outcome = await self.carry(request, workload, admission, record)
-            except BaseException as error:
-                record.finish(hold.refusal or ended_by(error))
-                raise
-            finally:
-                self.holds.discard(hold)
-            record.finish(hold.refusal or outcome)
+        held = Held(
+            self.inbound.registry,
+            InboundKey(connection, host),
+            Hold(workload),
+            access.open(self.facts(request, workload, admission, host), began=began),
+            self.holds,
+        )
+        held.begin()
+        try:
+            reached = await self.connect(request, admission, held)
+        except BaseException as error:
+            held.finish(ended_by(error))
+            raise
+        if isinstance(reached, Pair):
+            held.pair = reached
+            return held
+        held.finish(reached)
+        return None
+
+    def deny(self, refusal: Refusal) -> None:
+        """Leave the line of a CONNECT that got no record."""
+        self.inbound.node.access.refuse(
+            source=self.client, destination=self.local, direction=Direction.INBOUND, refusal=refusal
+        )
 
     async def admit(self, request: TunnelRequest) -> tuple[Workload, Admission]:
         """Whether and where to this CONNECT may go, before any policy is asked.
@@ -251,22 +273,28 @@ class TunnelServer:
                     await node.demand(name)
                     asked |= {name}
 
-    async def carry(
-        self, request: TunnelRequest, workload: Workload, admission: Admission, record: ConnectionRecord
-    ) -> Refusal | None:
-        """Dial the application, answer 200, relay; what it came to."""
-        node = self.inbound.node
+    async def connect(
+        self, request: TunnelRequest, admission: Admission, held: Held
+    ) -> Pair | Refusal | None:
+        """Judge, dial the application, answer. None: it was ended from outside meanwhile."""
+        inbound, workload = self.inbound, held.hold.workload
+        verdict = inbound.judge.authorize(held.key.connection, workload)
+        if isinstance(verdict, Rejection):
+            request.refuse(status_of(Reason.POLICY_REJECTION))
+            return Refusal(Reason.POLICY_REJECTION, verdict.reason)
         try:
-            upstream, is_connected = self.inbound.sockets.connect_nowait(
-                admission.upstream, self.inbound.spoof(self.client, admission)
+            upstream = await held.dial(
+                inbound.sockets,
+                admission.upstream,
+                inbound.spoof(self.client, admission),
+                inbound.node.settings.connect_seconds,
             )
-            if not is_connected:
-                with trio.fail_after(node.settings.connect_seconds):
-                    await self.inbound.sockets.finish_connecting(upstream)
         except (OSError, trio.TooSlowError) as error:
             refusal = Refusal(Reason.CONNECT_FAILED, io_text(error))
             request.refuse(status_of(refusal.reason))
             return refusal
+        if upstream is None:
+            return None
         try:
             stream = request.accept(self.answer(workload))
             if admission.tunnel_target is not None:
@@ -278,13 +306,15 @@ class TunnelServer:
         except OSError as error:
             upstream.close()
             return Refusal(Reason.IO, io_text(error))
-        trouble = await relay(node.engine, stream, SocketEnd(upstream), record.traffic)
-        return None if trouble is None else Refusal(Reason.RELAY, trouble)
+        return pair_of(inbound.node.engine, stream, SocketEnd(upstream), held.record.traffic)
 
     def answer(self, workload: Workload) -> list[tuple[bytes, bytes]]:
         """The headers of a 200."""
-        is_wanted = self.inbound.node.settings.response_baggage
-        return [(BAGGAGE, encode_baggage(workload))] if is_wanted else []
+        if not self.inbound.node.settings.response_baggage:
+            return []
+        if workload is not self._answer_of:  # encoded once for each version of the record
+            self._answer_of, self._answer = workload, [(BAGGAGE, encode_baggage(workload))]
+        return self._answer
 
     def facts(
         self, request: TunnelRequest, workload: Workload, admission: Admission, host: str | None

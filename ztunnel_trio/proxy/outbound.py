@@ -6,8 +6,7 @@ and no byte is ever written to the client in place of the destination.
 
 import random
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -31,22 +30,19 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import OutboundProtocol, Workload, WorkloadInfo
 from ztunnel_trio.net.failures import DEADLINE_TEXT, io_text
 from ztunnel_trio.net.listener import original_destination
-from ztunnel_trio.net.relay import Endpoint, SocketEnd, relay
+from ztunnel_trio.net.pair import Pair
+from ztunnel_trio.net.relay import Endpoint, SocketEnd, pair_of
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls import TlsPeer
-from ztunnel_trio.observe.access_log import (
-    ConnectionFacts,
-    describe,
-    source_labels,
-)
+from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, describe, source_labels
 from ztunnel_trio.observe.log import Bare, get_logger, span
 from ztunnel_trio.proxy.dialler import Dialler, is_revoked
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import Pool, PoolKey
 from ztunnel_trio.proxy.registry import OutboundEntry, Registry
 from ztunnel_trio.proxy.serving import contained, counted, ended_by
-from ztunnel_trio.proxy.tunnel import ClientTunnel, Tunnel
-from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.proxy.tunnel import ClientTunnel
+from ztunnel_trio.proxy.tunnel_stream import Carrier, H2Failed, TunnelStream
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
     FORWARDED,
@@ -61,6 +57,7 @@ from ztunnel_trio.wire.header_values import (
 log = get_logger("proxy::outbound")
 
 OK: Final = 200  # the one answer that is yes
+NO_ANSWER: Final = "no answer to the CONNECT in time"
 MAX_QUESTIONS: Final = 16  # a decision asks for a service, its waypoint, a gateway and their hosts at most
 
 # What another endpoint may do better: not being reachable, and a proxy that could not reach its application.
@@ -84,7 +81,7 @@ class Reached:
     """
 
     end: Endpoint
-    tunnels: tuple[Tunnel, ...] = ()
+    tunnels: tuple[Carrier, ...] = ()
     baggage: Baggage | None = None
     identity: SpiffeId | None = None
 
@@ -104,6 +101,32 @@ class Attempt:
     """The route being tried."""
 
     way: Route
+
+
+@dataclass(slots=True, eq=False)
+class Carried:
+    """An established connection: what an idle one keeps, so nothing that only its beginning needs."""
+
+    registry: Registry
+    dialler: Dialler
+    record: ConnectionRecord
+    entry: OutboundEntry
+    tunnels: tuple[Carrier, ...]
+    pair: Pair
+
+    async def run(self) -> None:
+        """Relay until it is over; leaves the access line."""
+        self.registry.outbound.add(self.entry)
+        self.dialler.trust(self.tunnels, self.pair)
+        try:
+            trouble = await self.pair.run()
+        except BaseException as error:
+            self.record.finish(ended_by(error))
+            raise
+        finally:
+            self.dialler.distrust(self.tunnels, self.pair)
+            self.registry.outbound.discard(self.entry)
+        self.record.finish(outcome_of(self.tunnels, trouble))
 
 
 @dataclass(slots=True, eq=False)
@@ -145,29 +168,50 @@ class Outbound:
             span("outbound", id=Bare(trace.trace_id)),
             counted(self.node.metrics.sockets_open("source")),
         ):
-            await self.carry(sock, Call(peer, original_destination(sock), trace, self.node.access.now()))
+            call = Call(peer, original_destination(sock), trace, self.node.access.now())
+            carried = await self.establish(sock, call)
+            if carried is not None:
+                del call, trace  # an idle connection lives long
+                await carried.run()
 
-    async def carry(self, sock: socket.socket, call: Call) -> None:
-        """Carry a connection to where its client meant it to go; leaves one access line.
+    async def establish(self, sock: socket.socket, call: Call) -> Carried | None:
+        """Reach where the client meant to go; the socket is the caller's to close.
 
-        The socket is the caller's to close.
+        None: it cannot be reached, which the access line has been told.
         """
-        deny = partial(
-            self.node.access.refuse,
-            source=call.client,
-            destination=call.target,
-            direction=Direction.OUTBOUND,
-        )
         try:
             request = await self.request(call)
-            found = await self.find_route(request)
+            attempt = Attempt(await self.find_route(request))
         except Refused as error:
-            deny(refusal=error.refusal)
-            return
+            self.deny(call, error.refusal)
+            return None
         except BaseException as error:
-            deny(refusal=ended_by(error))
+            self.deny(call, ended_by(error))
             raise
-        await self.carry_by(found, request, sock, call)
+        try:
+            reached = await self.reach_some(attempt, request, call)
+        except Refused as error:
+            self.give_up(attempt.way, request, call, error.refusal)
+            return None
+        except BaseException as error:
+            self.give_up(attempt.way, request, call, ended_by(error))
+            raise
+        way = attempt.way
+        record = self.node.access.open(facts_of(way, request, call.client, reached), began=call.began)
+        return Carried(
+            self.registry,
+            self.dialler,
+            record,
+            OutboundEntry(call.client, request.target, way.destination, way.protocol),
+            reached.tunnels,
+            pair_of(self.node.engine, SocketEnd(sock), reached.end, record.traffic),
+        )
+
+    def deny(self, call: Call, refusal: Refusal) -> None:
+        """Leave the line of a connection that got no record."""
+        self.node.access.refuse(
+            source=call.client, destination=call.target, direction=Direction.OUTBOUND, refusal=refusal
+        )
 
     async def request(self, call: Call) -> OutboundRequest:
         """What is to be decided, once our own workload is known.
@@ -175,8 +219,10 @@ class Outbound:
         Raises:
             Refused: it is not.
         """
-        settings = self.node.settings
-        source = await self.node.live.local_workload(self.info, seconds=settings.local_workload_seconds)
+        settings, live = self.node.settings, self.node.live
+        source = live.mesh.local_workload(self.info)
+        if source is None:
+            source = await live.local_workload(self.info, seconds=settings.local_workload_seconds)
         if source is None:
             raise Refused(Refusal(Reason.UNKNOWN_LOCAL_WORKLOAD, str(self.info)))
         return OutboundRequest(source, call.client.ip, call.target, settings.network, settings.hbone_port)
@@ -216,33 +262,6 @@ class Outbound:
         """The addresses of a workload known by its hostname only."""
         self.node.metrics.on_demand_dns(source_labels(source, source.identity, None), workload.hostname)
         return await self.node.resolve(workload.hostname)
-
-    async def carry_by(self, first: Route, request: OutboundRequest, sock: socket.socket, call: Call) -> None:
-        """Reach the destination by this route, or by another endpoint of its service, and relay."""
-        attempt = Attempt(first)
-        try:
-            reached = await self.reach_some(attempt, request, call)
-        except Refused as error:
-            self.give_up(attempt.way, request, call, error.refusal)
-            return
-        except BaseException as error:
-            self.give_up(attempt.way, request, call, ended_by(error))
-            raise
-        way = attempt.way
-        record = self.node.access.open(facts_of(way, request, call.client, reached), began=call.began)
-        entry = OutboundEntry(call.client, request.target, way.destination, way.protocol)
-        trouble: str | None = None
-        try:
-            with (
-                trio.CancelScope() as scope,
-                self.registry.list_outbound(entry),
-                self.dialler.trusting(reached.tunnels, scope),
-            ):
-                trouble = await relay(self.node.engine, SocketEnd(sock), reached.end, record.traffic)
-        except BaseException as error:
-            record.finish(ended_by(error))
-            raise
-        record.finish(outcome_of(reached, trouble))
 
     def give_up(self, way: Route, request: OutboundRequest, call: Call, refusal: Refusal) -> None:
         """Leave the access line of a connection that was never established."""
@@ -337,8 +356,18 @@ class Outbound:
         assert way.authority is not None
         key = PoolKey(request.source.identity, way.expected, way.destination, call.client.ip)
         headers = self.headers(way, request, call)
-        with self.answer_in_time():
-            stream = await self.pool.open(key, way.authority, headers, connect_seconds)
+        deadline = trio.current_time() + self.node.settings.answer_seconds
+        try:
+            asked = self.pool.ask(key, way.authority, headers)
+            if asked is not None and await asked[0].is_answered_soon(asked[1]):
+                stream = asked[1]  # nearly always: no deadline of its own, which costs 24 µs
+            else:
+                with trio.fail_at(deadline):
+                    stream = await self.pool.open(key, way.authority, headers, connect_seconds, asked)
+        except H2Failed as error:
+            raise Refused(Refusal(Reason.H2, str(error))) from error
+        except trio.TooSlowError as error:
+            raise Refused(Refusal(Reason.H2, NO_ANSWER)) from error
         check_answer(stream)
         return stream
 
@@ -353,8 +382,12 @@ class Outbound:
         self.pool.nursery.start_soon(contained, "inner tunnel", partial(self.run_inner, inner, peer))
         headers = [*self.headers(way, request, call), (X_FORWARDED_NETWORK, self.network)]
         try:
-            with self.answer_in_time():
+            with trio.fail_after(self.node.settings.answer_seconds):
                 stream = await inner.open(way.authority, headers)
+        except H2Failed as error:
+            raise Refused(Refusal(Reason.H2, str(error))) from error
+        except trio.TooSlowError as error:
+            raise Refused(Refusal(Reason.H2, NO_ANSWER)) from error
         finally:
             inner.release_when_idle()
         check_answer(stream)
@@ -362,21 +395,6 @@ class Outbound:
         baggage = parse_baggage(lines)
         identity = peer.identities[0] if peer.identities else None
         return Reached(stream, (outer.tunnel, inner), baggage or Baggage(), identity)
-
-    @contextmanager
-    def answer_in_time(self) -> Iterator[None]:
-        """Bound the wait for the answer to a CONNECT.
-
-        Raises:
-            Refused: there was none.
-        """
-        try:
-            with trio.fail_after(self.node.settings.answer_seconds):
-                yield
-        except H2Failed as error:
-            raise Refused(Refusal(Reason.H2, str(error))) from error
-        except trio.TooSlowError as error:
-            raise Refused(Refusal(Reason.H2, "no answer to the CONNECT in time")) from error
 
     async def run_inner(self, inner: ClientTunnel, peer: TlsPeer) -> None:
         """The life of an inner tunnel, which serves one connection."""
@@ -403,9 +421,9 @@ class Outbound:
         return self.node.settings.network.encode()
 
 
-def outcome_of(reached: Reached, trouble: str | None) -> Refusal | None:
+def outcome_of(tunnels: Sequence[Carrier], trouble: str | None) -> Refusal | None:
     """How a relay ended: well, with the relay's trouble, or because a peer's certificate was revoked."""
-    if is_revoked(reached.tunnels):
+    if is_revoked(tunnels):
         return Refusal(Reason.CERTIFICATE_REVOKED)
     return None if trouble is None else Refusal(Reason.RELAY, trouble)
 

@@ -11,15 +11,16 @@ from ztunnel_trio.decide.authorize import Rejection
 from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.connection import Direction, InboundConnection
-from ztunnel_trio.model.workload import Workload, WorkloadInfo
+from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.net.listener import original_destination
-from ztunnel_trio.net.relay import SocketEnd, relay
+from ztunnel_trio.net.relay import SocketEnd, pair_of
 from ztunnel_trio.net.sockets import SocketFactory
-from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord
+from ztunnel_trio.observe.access_log import ConnectionFacts
+from ztunnel_trio.proxy.held import Held
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
-from ztunnel_trio.proxy.registry import InboundKey, Registry
+from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
 from ztunnel_trio.proxy.serving import counted, ended_by
 
 
@@ -55,8 +56,17 @@ class Passthrough:
         except BaseException as error:
             deny(refusal=ended_by(error))
             raise
-        record = access.open(self.facts(client, destination, admission), began=began)
-        await self.judge_and_carry(sock, client, destination, admission.workload, record)
+        connection = InboundConnection(
+            source=client, destination=destination, identity=None, network=self.node.settings.network
+        )
+        held = Held(
+            self.registry,
+            InboundKey(connection),
+            Hold(admission.workload),
+            access.open(self.facts(client, destination, admission), began=began),
+        )
+        if await self.connect(held, sock):
+            await held.carry()
 
     async def admit(self, destination: SocketAddress) -> PlainAdmission:
         """Whether a connection to there may be judged.
@@ -74,48 +84,35 @@ class Passthrough:
             raise Refused(verdict)
         return verdict
 
-    async def judge_and_carry(
-        self,
-        sock: socket.socket,
-        client: SocketAddress,
-        destination: SocketAddress,
-        workload: Workload,
-        record: ConnectionRecord,
-    ) -> None:
-        """Judge the connection and, where it may, carry it; finishes its record whatever happens."""
-        connection = InboundConnection(
-            source=client, destination=destination, identity=None, network=self.node.settings.network
-        )
-        with (
-            trio.CancelScope() as scope,
-            self.registry.hold(InboundKey(connection), workload, scope) as hold,
-        ):
-            try:
-                verdict = self.judge.authorize(connection, workload)
-                if isinstance(verdict, Rejection):
-                    outcome: Refusal | None = Refusal(Reason.POLICY_REJECTION, verdict.reason)
-                else:
-                    outcome = await self.carry(sock, client, destination, record)
-            except BaseException as error:
-                record.finish(hold.refusal or ended_by(error))
-                raise
-            record.finish(hold.refusal or outcome)
+    async def connect(self, held: Held, sock: socket.socket) -> bool:
+        """Judge the connection and, where it may, dial the application from the client's address.
 
-    async def carry(
-        self,
-        sock: socket.socket,
-        client: SocketAddress,
-        destination: SocketAddress,
-        record: ConnectionRecord,
-    ) -> Refusal | None:
-        """Dial the application from the client's address and relay; what it came to."""
+        False: it may not or could not, and is finished.
+        """
+        connection = held.key.connection
+        held.begin()
         try:
-            with trio.fail_after(self.node.settings.connect_seconds):
-                upstream = await self.sockets.connect(destination, client.ip if self.is_transparent else None)
+            verdict = self.judge.authorize(connection, held.hold.workload)
+            if isinstance(verdict, Rejection):
+                held.finish(Refusal(Reason.POLICY_REJECTION, verdict.reason))
+                return False
+            upstream = await held.dial(
+                self.sockets,
+                connection.destination,
+                connection.source.ip if self.is_transparent else None,
+                self.node.settings.connect_seconds,
+            )
         except (OSError, trio.TooSlowError) as error:
-            return Refusal(Reason.CONNECT_FAILED, io_text(error))
-        trouble = await relay(self.node.engine, SocketEnd(sock), SocketEnd(upstream), record.traffic)
-        return None if trouble is None else Refusal(Reason.RELAY, trouble)
+            held.finish(Refusal(Reason.CONNECT_FAILED, io_text(error)))
+            return False
+        except BaseException as error:
+            held.finish(ended_by(error))
+            raise
+        if upstream is None:
+            held.finish(None)
+            return False
+        held.pair = pair_of(self.node.engine, SocketEnd(sock), SocketEnd(upstream), held.record.traffic)
+        return True
 
     def facts(
         self, client: SocketAddress, destination: SocketAddress, admission: PlainAdmission

@@ -23,6 +23,7 @@ from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.proxy.serving import contained
 from ztunnel_trio.proxy.tunnel import ClientTunnel, Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.wire.connect_fields import Field
 
 log = get_logger("proxy::pool")
 
@@ -87,12 +88,28 @@ class Pool:
     pooled: OrderedDict[PoolKey, Pooled] = field(default_factory=OrderedDict)
     dialling: dict[PoolKey, Dialling] = field(default_factory=dict)
 
+    def ask(
+        self, key: PoolKey, authority: HboneTarget, headers: Sequence[Field]
+    ) -> tuple[ClientTunnel, TunnelStream] | None:
+        """Ask for a stream on the tunnel that is there; None where none has room now.
+
+        The caller waits for the answer next, and comes to `open` with what got none soon.
+        """
+        tunnel = self.take(key)
+        if tunnel is None:
+            return None
+        try:
+            return tunnel, tunnel.ask(authority, headers)
+        finally:
+            self.release_if_retired(key, tunnel)
+
     async def open(
         self,
         key: PoolKey,
         authority: HboneTarget,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: Sequence[Field],
         connect_seconds: float,
+        asked: tuple[ClientTunnel, TunnelStream] | None = None,
     ) -> TunnelStream:
         """Open a stream on a tunnel of this key and wait for the peer's answer, whatever its status.
 
@@ -103,18 +120,30 @@ class Pool:
             Refused: no tunnel could be had; those who waited for the same dial get the same.
         """
         for tries_left in reversed(range(MOST_TRIES)):
-            tunnel, is_fresh = await self.checkout(key, connect_seconds)
+            is_fresh = False
+            if asked is None:
+                tunnel, is_fresh = await self.checkout(key, connect_seconds)
+            else:
+                tunnel = asked[0]
             try:
-                return await tunnel.open(authority, headers)
+                if asked is None:
+                    return await tunnel.open(authority, headers)
+                await tunnel.insist(asked[1])
+                return asked[1]
             except H2Failed as error:
+                asked = None
                 self.unpool(key, tunnel)
                 if is_fresh or not tries_left:
                     raise
                 log.debug("pooled tunnel to %s was dead (%s), trying another", key.destination, error)
             finally:
-                if not self.is_pooled(key, tunnel):
-                    tunnel.release_when_idle()
+                self.release_if_retired(key, tunnel)
         raise AssertionError("the last try returns or raises")
+
+    def release_if_retired(self, key: PoolKey, tunnel: ClientTunnel) -> None:
+        """A tunnel that was taken out of the pool ends with its last stream."""
+        if not self.is_pooled(key, tunnel):
+            tunnel.release_when_idle()
 
     async def checkout(self, key: PoolKey, connect_seconds: float) -> tuple[ClientTunnel, bool]:
         """A tunnel with room for one more stream, and whether it was dialled for this call.

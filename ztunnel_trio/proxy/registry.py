@@ -5,10 +5,9 @@ judged again whenever an Authorization changes or other policies are attached to
 connections (streams of one tunnel to one port) share an entry; it goes with its last holder.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -24,22 +23,31 @@ log = get_logger("proxy::connection_manager")
 CHECKPOINT_EVERY: Final = 256
 
 
+class Cancellable(Protocol):
+    """What can be ended from outside: a cancel scope, or the pumps of a connection."""
+
+    def cancel(self, *, reason: str | None = None) -> None:
+        """End it now."""
+
+
 @dataclass(slots=True, eq=False)
 class Hold:
-    """One holder of a connection. Cancelling `scope` ends it; `refusal` says why, once it is set.
+    """One holder of a connection. `refusal` says why it is to end, once it is set.
 
-    `workload` is the record the connection was first judged by.
+    `workload` is the record the connection was first judged by; `body` is what the connection waits in, if
+    it waits.
     """
 
-    scope: trio.CancelScope
     workload: Workload
+    body: Cancellable | None = None
     refusal: Refusal | None = None
 
     def end(self, refusal: Refusal) -> None:
         """End the connection for this reason; the first reason given stays."""
         if self.refusal is None:
             self.refusal = refusal
-            self.scope.cancel(reason=refusal.reason.value)
+            if self.body is not None:
+                self.body.cancel(reason=refusal.reason.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +78,16 @@ class Registry:
     inbound: dict[InboundKey, list[Hold]] = field(default_factory=dict)
     outbound: set[OutboundEntry] = field(default_factory=set)
 
-    @contextmanager
-    def hold(self, key: InboundKey, workload: Workload, scope: trio.CancelScope) -> Iterator[Hold]:
-        """Hold an inbound connection for the body, which must enter `scope` first."""
-        mine = Hold(scope, workload)
-        self.inbound.setdefault(key, []).append(mine)
-        try:
-            yield mine
-        finally:
-            holders = self.inbound[key]
-            holders.remove(mine)
-            if not holders:
-                del self.inbound[key]
+    def add(self, key: InboundKey, hold: Hold) -> None:
+        """List an inbound connection; to be done before it is judged."""
+        self.inbound.setdefault(key, []).append(hold)
+
+    def remove(self, key: InboundKey, hold: Hold) -> None:
+        """The connection is over."""
+        holders = self.inbound[key]
+        holders.remove(hold)
+        if not holders:
+            del self.inbound[key]
 
     def close(self, key: InboundKey, refusal: Refusal) -> None:
         """End every connection of a key."""
@@ -115,12 +121,3 @@ class Registry:
                 self.close(key, Refusal(Reason.POLICY_CHANGE))
             if n % CHECKPOINT_EVERY == 0:
                 await trio.lowlevel.checkpoint()
-
-    @contextmanager
-    def list_outbound(self, entry: OutboundEntry) -> Iterator[None]:
-        """List an outbound connection for the body."""
-        self.outbound.add(entry)
-        try:
-            yield
-        finally:
-            self.outbound.discard(entry)

@@ -45,8 +45,11 @@ class Socks:
             except (OSError, trio.TooSlowError) as error:
                 log.warning("failed to negotiate socks connection: io error: %s", io_text(error))
                 return
-            if target is not None:
-                await self.outbound.carry(sock, Call(client, target, trace, began))
+            if target is None:
+                return
+            carried = await self.outbound.establish(sock, Call(client, target, trace, began))
+            if carried is not None:
+                await carried.run()
 
     async def negotiate(
         self, sock: socket.socket, client: SocketAddress, negotiation: Negotiation

@@ -26,13 +26,14 @@ from typing import assert_never
 
 import trio
 
-from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
+from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.model.address import HboneTarget
 from ztunnel_trio.net.engine import HANGING_UP, READ_BYTES, READABLE, WRITABLE, Engine, Once
 from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.transport import Bytes, TlsSocket, Transport
 from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream, reason_text
+from ztunnel_trio.proxy.doubts import Doubts
+from ztunnel_trio.proxy.tunnel_stream import NO_FIELDS, H2Failed, TunnelStream, reason_text
 from ztunnel_trio.wire import hbone_events as hbone
 from ztunnel_trio.wire.connect_fields import Field
 from ztunnel_trio.wire.hbone import LARGEST_STREAM_ID, HboneConnection
@@ -99,6 +100,7 @@ class TunnelRequest:
         if self._stream.is_gone:
             raise H2Failed(self._stream.no_answer_text())
         self._tunnel.accept(self._stream, headers)
+        self.headers = NO_FIELDS  # they have been read, and an idle stream lives long
         return self._stream
 
 
@@ -500,13 +502,14 @@ class ClientTunnel(Tunnel):
         self.peer_max_streams = settings.assumed_peer_streams
         self._queue: deque[Once] = deque()  # opens that wait for a free stream
         self._releasing = False
+        self._doubts = Doubts(settings.doubt_seconds)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Speak until the connection ends; the owner's task. Cancelling it closes at once, without a word."""
         try:
             self._begin()
             task_status.started()
-            if not await self._keep_alive():
+            if not await self._outlast():
                 client_log.warning("HBONE ping timeout/error")
                 self.failure_text = self.lost_text = "ping timeout"
                 return
@@ -515,6 +518,14 @@ class ClientTunnel(Tunnel):
             self._lose()
         if self._bug is not None:
             raise self._bug
+
+    async def _outlast(self) -> bool:
+        """Watch the peer until the tunnel ends; whether it ended by itself."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._doubts.watch)
+            is_over = await self._keep_alive()
+            nursery.cancel_scope.cancel(reason="tunnel ended")
+        return is_over
 
     @property
     def is_usable(self) -> bool:
@@ -525,6 +536,11 @@ class ClientTunnel(Tunnel):
             and not self._releasing
             and self.core.can_open
         )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `ask` may be called now."""
+        return len(self._streams) < self.peer_max_streams and self.is_usable
 
     async def open(self, authority: HboneTarget, headers: Sequence[Field]) -> TunnelStream:
         """CONNECT, and wait for the answer's headers, whatever the status. The caller closes the stream.
@@ -546,46 +562,59 @@ class ClientTunnel(Tunnel):
                 else:
                     self._queue.remove(turn)
                 raise
+        stream = self.ask(authority, headers)
+        if not await self.is_answered_soon(stream):
+            await self.insist(stream)
+        return stream
+
+    def ask(self, authority: HboneTarget, headers: Sequence[Field]) -> TunnelStream:
+        """CONNECT; the caller, who knows of room, waits for the answer next.
+
+        Raises:
+            H2Failed: there will be no answer.
+        """
         if not self.is_usable:
             raise H2Failed(self.failure_text)
-        try:
-            stream_id = self.core.open_stream(str(authority), headers)
-        except Unavailable as error:
-            raise H2Failed(str(error)) from error
+        stream_id = self.core.open_stream(str(authority), headers)
         stream = self._streams[stream_id] = TunnelStream(self, stream_id)
-        answer = stream.expect_answer(self.engine)
+        self._doubts.add(stream.expect_answer(self.engine))
         self.flush()
+        return stream
+
+    async def is_answered_soon(self, stream: TunnelStream) -> bool:
+        """Wait for an answer, no longer than answers take. Without one, `insist` or close the stream."""
+        assert stream.answer is not None
         try:
-            with trio.move_on_after(self.settings.doubt_seconds) as doubt:
-                await answer.wait()
-            if doubt.cancelled_caught:
-                await self._outlast_doubt(answer)
+            await stream.answer.wait()
         except BaseException:
             stream.close()
             raise
-        if stream.status == 0:
-            raise H2Failed(stream.no_answer_text())
-        return stream
+        return stream.status != 0
 
-    async def _outlast_doubt(self, answer: Once) -> None:
+    async def insist(self, stream: TunnelStream) -> None:
         """Wait for an answer that is late, for as long as the peer shows that it lives.
 
         A peer that has gone without a word would else hold the application up until the keepalive finds
         out. Its other streams are left to that: a peer may also be too busy.
 
         Raises:
-            H2Failed: nothing came.
+            H2Failed: nothing came; the stream is closed.
         """
-        while True:
-            heard = self._heard
-            self.core.ping(_PING)
-            self.flush()
-            with trio.move_on_after(self.settings.proof_seconds) as waiting:
-                await answer.wait()
-            if not waiting.cancelled_caught:
-                return
-            if self._heard == heard:
-                raise H2Failed("ping timeout")
+        try:
+            while stream.status == 0:
+                if stream.is_gone:
+                    raise H2Failed(stream.no_answer_text())
+                heard = self._heard
+                answer = stream.expect_answer(self.engine)
+                self.core.ping(_PING)
+                self.flush()
+                with trio.move_on_after(self.settings.proof_seconds) as waiting:
+                    await answer.wait()
+                if waiting.cancelled_caught and self._heard == heard:
+                    raise H2Failed("ping timeout")
+        except BaseException:
+            stream.close()
+            raise
 
     def release_when_idle(self) -> None:
         """Nobody will open streams any more: after the last one GOAWAY(0, NO_ERROR) and an orderly close."""
@@ -697,7 +726,6 @@ class ServerTunnel(Tunnel):
             self.core.reset(asked.stream_id, ErrorCode.REFUSED_STREAM)
             return
         stream = self._streams[asked.stream_id] = TunnelStream(self, asked.stream_id)
-        stream.headers = asked.headers
         self._served += 1
         # From a pump, straight into our own nursery: no task has to wake up to start another.
         self._context.run(nursery.start_soon, self._serve_one, TunnelRequest(self, stream, asked), stream)

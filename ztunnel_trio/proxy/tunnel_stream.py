@@ -1,7 +1,7 @@
 """One CONNECT in a tunnel, an end for `net.relay`: what it keeps, how it ends, what the log says of it."""
 
 import enum
-from typing import TYPE_CHECKING
+from typing import Final, Protocol
 
 from ztunnel_trio.errors import ZtunnelError
 from ztunnel_trio.net.engine import Engine, Once
@@ -10,8 +10,7 @@ from ztunnel_trio.wire.connect_fields import Fields
 from ztunnel_trio.wire.hbone import HEADER_BYTES
 from ztunnel_trio.wire.hbone_events import ErrorCode
 
-if TYPE_CHECKING:
-    from ztunnel_trio.proxy.tunnel import Tunnel
+NO_FIELDS: Final[Fields] = {}
 
 _REASONS = {  # h2 (Rust) src/frame/reason.rs: Reason::description
     ErrorCode.NO_ERROR: "not a result of an error",
@@ -51,44 +50,87 @@ class _Over(enum.Enum):
     LOST = "the tunnel was lost"
 
 
+class Book(Protocol):
+    """What a stream needs of the book that is kept of its tunnel."""
+
+    def room(self, stream_id: int) -> int:
+        """How many bytes of payload may be sent in one frame now."""
+
+    def put_data_header(self, buffer: memoryview, stream_id: int, length: int) -> None:
+        """Write a DATA frame's header into `buffer` and charge the windows."""
+
+    def credit(self, stream_id: int, taken: int) -> None:
+        """Return so many bytes of window to the peer, with what is written next."""
+
+
+class Carrier(Protocol):
+    """What a stream needs of the tunnel it is in."""
+
+    @property
+    def core(self) -> Book: ...
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether nothing can be written now."""
+
+    @property
+    def waiting(self) -> "dict[int, TunnelStream]":
+        """Those to be resumed when there is room."""
+
+    @property
+    def lost_text(self) -> str | None:
+        """What the last word of a stream fails with once the tunnel is lost; None: nothing worth a line."""
+
+    @property
+    def failure_text(self) -> str:
+        """Why there is no answer any more, once the tunnel has ended."""
+
+    def write(self, data: memoryview) -> None:
+        """Write one DATA frame."""
+
+    def credit(self, stream_id: int, taken: int) -> None:
+        """A reader took kept bytes."""
+
+    def end(self, stream_id: int) -> None:
+        """Send the end of data."""
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Give the stream up."""
+
+
 class TunnelStream:
     """One stream of a tunnel: an end for `net.relay`.
 
-    `status` and `headers` are those of the answer, at the client; at the server the status is 200 and the
-    headers are the request's.
+    `status` and `headers` are those of the answer, at the client and until it is relayed; at the server the
+    status is 200.
     """
 
     __slots__ = (
-        "_answer",
         "_code",
         "_ended",
         "_kept",
         "_local_ended",
         "_over",
         "_reader",
-        "_tunnel",
+        "answer",
         "headers",
         "status",
         "stream_id",
+        "tunnel",
     )
 
-    def __init__(self, tunnel: "Tunnel", stream_id: int) -> None:
-        self._tunnel = tunnel
+    def __init__(self, tunnel: Carrier, stream_id: int) -> None:
+        self.tunnel = tunnel
         self.stream_id = stream_id
         self.status = 0
-        self.headers: Fields = {}
+        self.headers: Fields = NO_FIELDS
         self._reader: StreamReader | None = None
         self._kept: bytearray | None = None  # what the reader did not take; at most the stream's window
         self._ended = False  # the peer sends no more
         self._local_ended = False
         self._over: _Over | None = None
         self._code = 0
-        self._answer: Once | None = None
-
-    @property
-    def tunnel(self) -> "Tunnel":
-        """The tunnel it is a stream of."""
-        return self._tunnel
+        self.answer: Once | None = None  # while it is expected
 
     @property
     def has_ended(self) -> bool:
@@ -100,6 +142,7 @@ class TunnelStream:
     def attach(self, reader: StreamReader) -> None:
         """See `net.relay.StreamEnd`."""
         self._reader = reader
+        self.headers = NO_FIELDS  # they have been read, and an idle stream lives long
         self.flush()
 
     def flush(self) -> None:
@@ -111,7 +154,7 @@ class TunnelStream:
             with memoryview(self._kept) as view:
                 taken = reader.take(view)
             if taken:
-                self._tunnel.credit(self.stream_id, taken)
+                self.tunnel.credit(self.stream_id, taken)
             if self._kept is None:  # a failure while taking
                 return
             if taken < len(self._kept):
@@ -125,7 +168,7 @@ class TunnelStream:
 
     def room(self) -> int:
         """See `net.relay.StreamEnd`."""
-        tunnel = self._tunnel
+        tunnel = self.tunnel
         if not tunnel.is_blocked:
             room = tunnel.core.room(self.stream_id)
             if room > 0:
@@ -136,7 +179,7 @@ class TunnelStream:
 
     def send(self, chunk: memoryview, length: int) -> None:
         """See `net.relay.StreamEnd`."""
-        tunnel = self._tunnel
+        tunnel = self.tunnel
         tunnel.core.put_data_header(chunk, self.stream_id, length)
         tunnel.write(chunk[: HEADER_BYTES + length])
 
@@ -144,10 +187,10 @@ class TunnelStream:
         """See `net.relay.StreamEnd`."""
         if self._over is None:
             self._local_ended = True
-            self._tunnel.end(self.stream_id)
+            self.tunnel.end(self.stream_id)
             return None
         if self._over is _Over.LOST:
-            lost = self._tunnel.lost_text
+            lost = self.tunnel.lost_text
             return None if lost is None else f"io error: {lost}"
         if self._over is _Over.DROPPED or self._code == ErrorCode.NO_ERROR or self._is_passed_on_reset:
             return None
@@ -173,14 +216,14 @@ class TunnelStream:
         if self._over is None and not (self._ended and self._local_ended):
             self._over, self._code = _Over.DROPPED, code
             self._kept = None
-            self._tunnel.reset(self.stream_id, code)
+            self.tunnel.reset(self.stream_id, code)
 
     def close(self) -> None:
         """Leave the stream: RST_STREAM CANCEL unless it is over."""
         self.reset(ErrorCode.CANCEL)
         self._reader = None
         if self._kept is not None:
-            self._tunnel.credit(self.stream_id, len(self._kept))
+            self.tunnel.credit(self.stream_id, len(self._kept))
             self._kept = None
 
     # -- the tunnel's side
@@ -200,7 +243,7 @@ class TunnelStream:
         if self._kept is None:
             taken = reader.take(data) if reader is not None else 0
             if taken:
-                self._tunnel.core.credit(self.stream_id, taken)
+                self.tunnel.core.credit(self.stream_id, taken)
             if taken == len(data) or self._over is not None:
                 return
             self._kept = bytearray(data[taken:])
@@ -245,9 +288,9 @@ class TunnelStream:
     # -- the answer, at the client
 
     def expect_answer(self, engine: Engine) -> Once:
-        """What the opening task waits for."""
-        self._answer = Once(engine)
-        return self._answer
+        """What the opening task waits for, anew."""
+        answer = self.answer = Once(engine)
+        return answer
 
     def answered(self, status: int, headers: Fields) -> None:
         """The answer's headers have come."""
@@ -256,8 +299,8 @@ class TunnelStream:
 
     def wake_opener(self) -> None:
         """There is an answer, or there will be none."""
-        if self._answer is not None:
-            answer, self._answer = self._answer, None
+        if self.answer is not None:
+            answer, self.answer = self.answer, None
             answer.set()
 
     def no_answer_text(self) -> str:
@@ -266,4 +309,4 @@ class TunnelStream:
             return f"stream error received: {reason_text(self._code)}"
         if self._over is _Over.FAILED:
             return f"stream error detected: {reason_text(self._code)}"
-        return self._tunnel.failure_text
+        return self.tunnel.failure_text

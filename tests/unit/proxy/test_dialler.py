@@ -159,10 +159,14 @@ async def test_a_peer_that_is_revoked_later_takes_its_connections_along() -> Non
 
                 nursery.start_soon(live)
                 await trio.testing.wait_all_tasks_blocked()
-                with dialler.trusting([tunnel], scope), dialler.trusting([tunnel], other):
-                    (revoke,) = revocations.watched
-                    revoke()
-                    await trio.sleep_forever()
+                bodies = (scope, other)
+                for body in bodies:
+                    dialler.trust([tunnel], body)
+                (revoke,) = revocations.watched
+                revoke()
+                for body in bodies:
+                    dialler.distrust([tunnel], body)
+                await trio.sleep_forever()
         assert scope.cancelled_caught
         assert other.cancel_called
         assert is_revoked([tunnel])

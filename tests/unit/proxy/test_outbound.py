@@ -584,6 +584,7 @@ async def test_a_revoked_inner_peer_ends_its_connection_alone() -> None:
         (pooled,) = outbound.pool.pooled.values()
         inner, other = (one for one in outbound.dialler.connections if one is not pooled.tunnel)
         assert isinstance(inner, ClientTunnel)
+        assert isinstance(other, ClientTunnel)
         outbound.dialler.revoke(inner)
         await until(lambda: len(it.lines.errors("outbound")) == 1)
 

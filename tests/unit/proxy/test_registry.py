@@ -14,9 +14,9 @@ from ztunnel_trio.mesh.decode import PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.policy import PolicyScope
-from ztunnel_trio.model.workload import OutboundProtocol, Workload
+from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.proxy.judge import Judge
-from ztunnel_trio.proxy.registry import Hold, InboundKey, OutboundEntry, Registry
+from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
 
 POLICY_CHANGE = Refusal(Reason.POLICY_CHANGE)
 
@@ -31,8 +31,13 @@ FIRST, SECOND = key_of("127.0.0.2:1"), key_of("127.0.0.2:2")
 
 
 async def hold(registry: Registry, key: InboundKey, ended: list[InboundKey]) -> None:
-    with trio.CancelScope() as scope, registry.hold(key, SERVER, scope) as held:
-        await trio.sleep_forever()
+    with trio.CancelScope() as scope:
+        held = Hold(SERVER, scope)
+        registry.add(key, held)
+        try:
+            await trio.sleep_forever()
+        finally:
+            registry.remove(key, held)
     assert held.refusal is not None
     ended.append(key)
 
@@ -58,13 +63,15 @@ async def test_connection_manager_close() -> None:
 
 def test_connection_manager_release() -> None:
     registry = Registry()
-    with registry.hold(FIRST, SERVER, trio.CancelScope()):
-        with (
-            registry.hold(FIRST, SERVER, trio.CancelScope()),
-            registry.hold(SECOND, SERVER, trio.CancelScope()),
-        ):
-            assert set(registry.inbound) == {FIRST, SECOND}
-        assert set(registry.inbound) == {FIRST}
+    first, again, second = (Hold(SERVER) for _ in range(3))
+    registry.add(FIRST, first)
+    registry.add(FIRST, again)
+    registry.add(SECOND, second)
+    assert set(registry.inbound) == {FIRST, SECOND}
+    registry.remove(FIRST, again)
+    registry.remove(SECOND, second)
+    assert registry.inbound == {FIRST: [first]}
+    registry.remove(FIRST, first)
     assert registry.inbound == {}
 
 
@@ -73,25 +80,20 @@ def test_the_forwarded_host_sets_entries_apart() -> None:
 
 
 def test_the_first_reason_to_end_stays() -> None:
-    hold = Hold(trio.CancelScope(), SERVER)
+    scope = trio.CancelScope()
+    hold = Hold(SERVER, scope)
     hold.end(Refusal(Reason.CERTIFICATE_REVOKED))
     hold.end(POLICY_CHANGE)
 
     assert hold.refusal == Refusal(Reason.CERTIFICATE_REVOKED)
-    assert hold.scope.cancel_called
+    assert scope.cancel_called
 
 
-def test_outbound_connections_are_listed_for_their_time() -> None:
-    registry = Registry()
-    entries = [
-        OutboundEntry(at("127.0.0.2:1"), at("10.0.0.1:80"), at("127.0.0.3:15008"), OutboundProtocol.HBONE)
-        for _ in range(2)
-    ]  # equal ones are two
-    with registry.list_outbound(entries[0]):
-        with registry.list_outbound(entries[1]):
-            assert len(registry.outbound) == 2
-        assert registry.outbound == {entries[0]}
-    assert registry.outbound == set()
+def test_one_that_waits_for_nothing_is_told_all_the_same() -> None:
+    hold = Hold(SERVER)
+    hold.end(POLICY_CHANGE)
+
+    assert hold.refusal == POLICY_CHANGE
 
 
 @trio_test
