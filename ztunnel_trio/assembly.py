@@ -135,7 +135,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
         keeper=keeper,
         ads=ads,
         local_mesh=local_mesh,
-        crl=None if config.crl_path is None else CrlKeeper.open(config.crl_path, metrics),
+        crl=None if config.control.crl_path is None else CrlKeeper.open(config.control.crl_path, metrics),
         mesh_arrived=mesh_arrived,
         servers=[],
     )
@@ -186,7 +186,7 @@ def make_dns_server(parts: Parts, sockets: SocketFactory, info: WorkloadInfo) ->
     Raises:
         OSError: a port cannot be had.
     """
-    config, address = parts.config, parts.config.dns_proxy_addr
+    config, address = parts.config, parts.config.listeners.dns_proxy_addr
     names = NameSettings(
         cluster_domain=config.cluster_domain,
         search=None if config.proxy_mode is ProxyMode.SHARED else config.resolver.search,
@@ -208,9 +208,9 @@ def make_dns_server(parts: Parts, sockets: SocketFactory, info: WorkloadInfo) ->
 
 def make_local_source(config: Config) -> LocalSource | None:
     """The document the mesh is also read from, if one is named."""
-    if config.local_xds_path is not None:
-        return LocalSource(path=Path(config.local_xds_path))
-    return None if config.local_xds is None else LocalSource(text=config.local_xds)
+    if config.control.local_xds_path is not None:
+        return LocalSource(path=Path(config.control.local_xds_path))
+    return None if config.control.local_xds is None else LocalSource(text=config.control.local_xds)
 
 
 def make_servers(parts: Parts, local_source: LocalSource | None, build: BuildInfo) -> list[HttpServer]:
@@ -221,8 +221,8 @@ def make_servers(parts: Parts, local_source: LocalSource | None, build: BuildInf
     """
     config = parts.config
     here = SocketFactory(None, socket_settings(config, mark=None, reuse_port=False))
-    admin = [SocketAddress(ip, config.admin_addr.port) for ip in dns_server.LOCALHOSTS]
-    if not config.admin_addr.ipv6:
+    admin = [SocketAddress(ip, config.listeners.admin_addr.port) for ip in dns_server.LOCALHOSTS]
+    if not config.listeners.admin_addr.ipv6:
         del admin[1:]
 
     def states() -> Json:
@@ -244,13 +244,13 @@ def make_servers(parts: Parts, local_source: LocalSource | None, build: BuildInf
     if config.proxy_mode is ProxyMode.SHARED:
         dump["workloadState"] = Whole(states)
     return [
-        readiness_server([here.listen_tcp(config.readiness_addr)], readiness=parts.readiness),
+        readiness_server([here.listen_tcp(config.listeners.readiness_addr)], readiness=parts.readiness),
         admin_server(
             [here.listen_tcp(address) for address in admin],
             dump=ConfigDump(dump),
             shut_down=shut_down,
         ),
-        stats_server([here.listen_tcp(config.stats_addr)], render=parts.metrics.render),
+        stats_server([here.listen_tcp(config.listeners.stats_addr)], render=parts.metrics.render),
     ]
 
 
@@ -261,17 +261,19 @@ def make_certificates(config: Config) -> SignedCertificates:
         ConfigError: the CA's roots, or the private CA's files, cannot be read.
     """
     is_shared = config.proxy_mode is ProxyMode.SHARED
-    if config.fake_ca:
-        return SignedCertificates(FakeCa.open(config.fake_ca_root, utc_now).sign, check_identity=is_shared)
-    if config.ca_address is None:
+    if config.control.fake_ca:
+        return SignedCertificates(
+            FakeCa.open(config.control.fake_ca_root, utc_now).sign, check_identity=is_shared
+        )
+    if config.control.ca_address is None:
         raise Unstartable("CA_ADDRESS is empty: workload certificates need a CA, or FAKE_CA=true")
-    check_readable("CA_ROOT_CA", config.ca_root_cert)
+    check_readable("CA_ROOT_CA", config.control.ca_root_cert)
     client = CaClient(
-        make_target(config.ca_address, config.alt_ca_hostname),
-        config.ca_root_cert,
-        make_caller(config, config.ca_headers),
+        make_target(config.control.ca_address, config.control.alt_ca_hostname),
+        config.control.ca_root_cert,
+        make_caller(config, config.control.ca_headers),
         CaSettings(
-            lifetime_seconds=int(config.secret_ttl_seconds),
+            lifetime_seconds=int(config.control.secret_ttl_seconds),
             impersonate=is_shared,
             channel=ChannelSettings(tls12=config.tls12_enabled),
         ),
@@ -300,24 +302,24 @@ def make_ads(
     activity: Callable[[], int],
 ) -> AdsClient | None:
     """The discovery client, unless discovery is switched off. `activity` counts what the data path moves."""
-    if config.xds_address is None:
+    if config.control.xds_address is None:
         return None
     return AdsClient(
         live,
-        make_target(config.xds_address, config.alt_xds_hostname),
-        config.xds_root_cert,
-        make_caller(config, config.xds_headers),
+        make_target(config.control.xds_address, config.control.alt_xds_hostname),
+        config.control.xds_root_cert,
+        make_caller(config, config.control.xds_headers),
         NodeFacts(
-            instance_ip=config.instance_ip,
-            pod_name=config.pod_name,
-            pod_namespace=config.pod_namespace,
+            instance_ip=config.told.instance_ip,
+            pod_name=config.told.pod_name,
+            pod_namespace=config.told.pod_namespace,
             node_name=config.local_node or "",
-            proxy_metadata=config.proxy_metadata,
-            json_metadata=config.node_metadata_json,
+            proxy_metadata=config.told.proxy_metadata,
+            json_metadata=config.told.node_metadata_json,
         ),
         metrics=metrics,
         settings=AdsSettings(
-            on_demand=config.xds_on_demand, channel=ChannelSettings(tls12=config.tls12_enabled)
+            on_demand=config.control.xds_on_demand, channel=ChannelSettings(tls12=config.tls12_enabled)
         ),
         on_ready=on_ready,
         activity=activity,
@@ -330,7 +332,7 @@ def make_target(address: ControlPlaneAddress, alternative_name: str | None) -> T
 
 def make_caller(config: Config, headers: tuple[tuple[str, str], ...]) -> Caller:
     """How we prove ourselves to the control plane."""
-    return Caller(token=config.auth, cluster_id=config.cluster_id, extra_headers=dict(headers))
+    return Caller(token=config.control.auth, cluster_id=config.cluster_id, extra_headers=dict(headers))
 
 
 def proxy_settings(config: Config) -> ProxySettings:
@@ -339,22 +341,22 @@ def proxy_settings(config: Config) -> ProxySettings:
         is_on=config.proxy,
         network=config.network,
         illegal_ports=config.illegal_ports,
-        on_demand=config.xds_on_demand,
+        on_demand=config.control.xds_on_demand,
         response_baggage=config.enable_enhanced_baggage,
         localhost_app_tunnel=config.localhost_app_tunnel,
         require_original_source=config.require_original_source,
         is_ipv6_enabled=config.ipv6_enabled,
         policy_log_level=logging.INFO if config.authz_policy_info_logging else logging.DEBUG,
-        socks5=config.socks5_addr is not None,
+        socks5=config.listeners.socks5_addr is not None,
         tunnel=TunnelSettings(
-            stream_window=config.window_size,
-            connection_window=config.connection_window_size,
-            frame_size=config.frame_size,
-            assumed_peer_streams=config.pool_max_streams_per_conn,
+            stream_window=config.http2.window_size,
+            connection_window=config.http2.connection_window_size,
+            frame_size=config.http2.frame_size,
+            assumed_peer_streams=config.http2.pool_max_streams_per_conn,
         ),
         pool=PoolSettings(
-            max_streams=config.pool_max_streams_per_conn,
-            idle_seconds=config.pool_unused_release_timeout_seconds,
+            max_streams=config.http2.pool_max_streams_per_conn,
+            idle_seconds=config.http2.pool_unused_release_timeout_seconds,
         ),
     )
 
@@ -363,11 +365,11 @@ def socket_settings(config: Config, *, mark: int | None, reuse_port: bool) -> So
     """How sockets are made; a mark of 0 means none."""
     return SocketSettings(
         mark=mark or None,
-        keepalive=config.keepalive_enabled,
-        keepalive_idle_seconds=int(config.keepalive_time_seconds),
-        keepalive_interval_seconds=int(config.keepalive_interval_seconds),
-        keepalive_probes=config.keepalive_retries,
-        user_timeout=config.user_timeout_enabled,
+        keepalive=config.sockets.keepalive_enabled,
+        keepalive_idle_seconds=int(config.sockets.keepalive_time_seconds),
+        keepalive_interval_seconds=int(config.sockets.keepalive_interval_seconds),
+        keepalive_probes=config.sockets.keepalive_retries,
+        user_timeout=config.sockets.user_timeout_enabled,
         reuse_port=reuse_port,
         ipv6=config.ipv6_enabled,
     )

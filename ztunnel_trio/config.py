@@ -89,33 +89,12 @@ class ProxyMode(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """Every setting; field names are the dump's keys in snake case, seconds where it has durations."""
+class ControlPlaneConfig:
+    """Where mesh, certificates and revocations come from, and how we prove ourselves there.
 
-    # role and identity
-    proxy_mode: ProxyMode
-    proxy_workload_information: WorkloadInfo | None
-    local_node: str | None
-    network: str
-    cluster_id: str
-    cluster_domain: str
-    ztunnel_identity: SpiffeId | None
-    ztunnel_workload: WorkloadInfo | None
-    preferred_service_namespace: str | None
-    # which servers run, and where
-    proxy: bool
-    dns_proxy: bool
-    dns_proxy_addr: ListenAddress
-    socks5_addr: SocketAddress | None
-    admin_addr: Localhost
-    stats_addr: SocketAddress
-    readiness_addr: SocketAddress
-    inbound_addr: SocketAddress
-    inbound_plaintext_addr: SocketAddress
-    outbound_addr: SocketAddress
-    ipv6_enabled: bool
-    ipv6_loopback: bool
-    # control plane and CA; no address: not used
+    No address: not used.
+    """
+
     xds_address: ControlPlaneAddress | None
     ca_address: ControlPlaneAddress | None
     xds_root_cert: RootSource
@@ -132,24 +111,86 @@ class Config:
     local_xds_path: str | None
     local_xds: str | None = field(repr=False)
     crl_path: str | None
-    # pods and sockets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerConfig:
+    """Where the servers listen."""
+
+    dns_proxy_addr: ListenAddress
+    socks5_addr: SocketAddress | None
+    admin_addr: Localhost
+    stats_addr: SocketAddress
+    readiness_addr: SocketAddress
+    inbound_addr: SocketAddress
+    inbound_plaintext_addr: SocketAddress
+    outbound_addr: SocketAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketConfig:
+    """TCP keepalive of connections."""
+
+    keepalive_enabled: bool
+    keepalive_time_seconds: float
+    keepalive_interval_seconds: float
+    keepalive_retries: int
+    user_timeout_enabled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http2Config:
+    """HTTP/2 of tunnels, and the pool of outbound ones."""
+
+    window_size: int
+    connection_window_size: int
+    frame_size: int
+    pool_max_streams_per_conn: int
+    pool_unused_release_timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldConfig:
+    """What the control plane is told of us."""
+
+    proxy_metadata: Mapping[str, str]
+    node_metadata_json: Mapping[str, JsonValue]
+    instance_ip: str
+    pod_name: str
+    pod_namespace: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every setting; field names are the dump's keys in snake case, seconds where it has durations."""
+
+    # role and identity
+    proxy_mode: ProxyMode
+    proxy_workload_information: WorkloadInfo | None
+    local_node: str | None
+    network: str
+    cluster_id: str
+    cluster_domain: str
+    ztunnel_identity: SpiffeId | None
+    ztunnel_workload: WorkloadInfo | None
+    preferred_service_namespace: str | None
+    told: ToldConfig
+    # which servers run, and where
+    proxy: bool
+    dns_proxy: bool
+    listeners: ListenerConfig
+    ipv6_enabled: bool
+    ipv6_loopback: bool
+    control: ControlPlaneConfig
+    # pods and their connections
     inpod_uds: str
     inpod_port_reuse: bool
     packet_mark: int | None
     require_original_source: bool | None
     localhost_app_tunnel: bool
     enable_enhanced_baggage: bool
-    keepalive_enabled: bool
-    keepalive_time_seconds: float
-    keepalive_interval_seconds: float
-    keepalive_retries: int
-    user_timeout_enabled: bool
-    # HTTP/2 and the pool
-    window_size: int
-    connection_window_size: int
-    frame_size: int
-    pool_max_streams_per_conn: int
-    pool_unused_release_timeout_seconds: float
+    sockets: SocketConfig
+    http2: Http2Config
     # end of the process
     self_termination_deadline_seconds: float
     # informational here: one loop does all the work
@@ -157,12 +198,6 @@ class Config:
     # TLS and logging
     tls12_enabled: bool
     authz_policy_info_logging: bool
-    # what the control plane is told
-    proxy_metadata: Mapping[str, str]
-    node_metadata_json: Mapping[str, JsonValue]
-    instance_ip: str
-    pod_name: str
-    pod_namespace: str
     istio_version: str
     proxy_args: str
     # names resolved on demand
@@ -174,7 +209,7 @@ class Config:
     def illegal_ports(self) -> frozenset[int]:
         """Ports that are never proxied to: they are our own."""
         own = frozenset({HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT})
-        return own if self.socks5_addr is None else own | {SOCKS5_PORT}
+        return own if self.listeners.socks5_addr is None else own | {SOCKS5_PORT}
 
 
 class Machine(Protocol):
@@ -363,35 +398,71 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
     environ = {name: value for name, value in environ.items() if is_utf8(name) and is_utf8(value)}
     values, notes = Environment(environ), list[str]()
     proxy_config = load_proxy_config(environ, machine)
-    told = proxy_config.proxy_metadata
+    metadata = proxy_config.proxy_metadata
 
     mode = values.read(env.PROXY_MODE, parse_mode, ProxyMode.SHARED)
     is_shared = mode is ProxyMode.SHARED
     ipv6 = values.boolean(env.IPV6_ENABLED, default=True)
     ipv6_loopback = ipv6 and is_ipv6_on_loopback(machine, notes)
-    wildcard = IPv6Address("::") if ipv6 else IPv4Address("0.0.0.0")
-    xds_address, ca_address, fake_ca = load_addresses(values, proxy_config)
     own_identity, own_workload = load_own(values)
-    dns_proxy = told.get("DNS_CAPTURE", "true").lower() == "true"
-    socks5 = values.boolean(env.UNSTABLE_ENABLE_SOCKS5, default=False)
     check_compliance(values)
-    local_path, local_text = values.text(env.LOCAL_XDS_PATH), values.text(env.LOCAL_XDS)
-    if local_path is not None and local_text is not None:
-        raise ConfigError("invalid configuration: only one of LOCAL_XDS_PATH or LOCAL_XDS may be set")
 
     config = Config(
         proxy_mode=mode,
         proxy_workload_information=None if is_shared else load_workload_info(values),
         local_node=values.text(env.NODE_NAME),
         network=values.text(env.NETWORK) or "",
-        cluster_id=told.get("CLUSTER_ID") or environ.get(env.CLUSTER_ID, DEFAULT_CLUSTER),
+        cluster_id=metadata.get("CLUSTER_ID") or environ.get(env.CLUSTER_ID, DEFAULT_CLUSTER),
         cluster_domain=environ.get(env.CLUSTER_DOMAIN, CLUSTER_DOMAIN),
         ztunnel_identity=own_identity,
         ztunnel_workload=own_workload,
         preferred_service_namespace=values.text(env.PREFERRED_SERVICE_NAMESPACE),
+        told=load_told(environ, metadata, notes),
         proxy=values.boolean(env.ENABLE_PROXY, default=True),
-        dns_proxy=dns_proxy,
-        dns_proxy_addr=load_dns_address(told.get("DNS_PROXY_ADDR"), ipv6=ipv6_loopback),
+        dns_proxy=metadata.get("DNS_CAPTURE", "true").lower() == "true",
+        listeners=load_listeners(values, proxy_config, ipv6=ipv6, ipv6_loopback=ipv6_loopback),
+        ipv6_enabled=ipv6,
+        ipv6_loopback=ipv6_loopback,
+        control=load_control_plane(values, proxy_config, machine, notes),
+        inpod_uds=environ.get(env.INPOD_UDS, INPOD_SOCKET),
+        inpod_port_reuse=values.boolean(env.INPOD_PORT_REUSE, default=True),
+        packet_mark=values.number(env.PACKET_MARK, PACKET_MARK if is_shared else 0) or None,
+        require_original_source=values.read(env.ENABLE_ORIG_SRC, parse_bool, None),
+        localhost_app_tunnel=values.boolean(env.LOCALHOST_APP_TUNNEL, default=True),
+        enable_enhanced_baggage=values.boolean(env.ENABLE_RESPONSE_BAGGAGE, default=True),
+        sockets=load_sockets(values),
+        http2=load_http2(values),
+        self_termination_deadline_seconds=load_termination(values),
+        num_worker_threads=load_threads(values, proxy_config.concurrency, machine),
+        tls12_enabled=values.is_true(env.TLS12_ENABLED),
+        authz_policy_info_logging=values.is_true(env.AUTHZ_POLICY_INFO_LOGGING),
+        istio_version=environ.get(env.META_ISTIO_VERSION, UNKNOWN_VERSION),
+        proxy_args=" ".join(arguments),
+        resolver=load_resolver(machine),
+        notes=tuple(notes),
+    )
+    return check(config)
+
+
+def load_told(environ: Mapping[str, str], metadata: Mapping[str, str], notes: list[str]) -> ToldConfig:
+    return ToldConfig(
+        proxy_metadata=metadata,
+        node_metadata_json=load_json_metadata(environ, notes),
+        instance_ip=environ.get(env.INSTANCE_IP, INSTANCE_IP),
+        pod_name=environ.get(env.POD_NAME, ""),
+        pod_namespace=environ.get(env.POD_NAMESPACE, ""),
+    )
+
+
+def load_listeners(
+    values: Environment, proxy_config: ProxyConfig, *, ipv6: bool, ipv6_loopback: bool
+) -> ListenerConfig:
+    wildcard = IPv6Address("::") if ipv6 else IPv4Address("0.0.0.0")
+    socks5 = values.boolean(env.UNSTABLE_ENABLE_SOCKS5, default=False)
+    return ListenerConfig(
+        dns_proxy_addr=load_dns_address(
+            proxy_config.proxy_metadata.get("DNS_PROXY_ADDR"), ipv6=ipv6_loopback
+        ),
         socks5_addr=SocketAddress(IPv4Address("127.0.0.1"), SOCKS5_PORT) if socks5 else None,
         admin_addr=Localhost(ipv6_loopback, first(proxy_config.proxy_admin_port, ADMIN_PORT)),
         stats_addr=SocketAddress(wildcard, first(proxy_config.stats_port, STATS_PORT)),
@@ -399,8 +470,17 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         inbound_addr=SocketAddress(wildcard, HBONE_PORT),
         inbound_plaintext_addr=SocketAddress(wildcard, INBOUND_PLAINTEXT_PORT),
         outbound_addr=SocketAddress(wildcard, OUTBOUND_PORT),
-        ipv6_enabled=ipv6,
-        ipv6_loopback=ipv6_loopback,
+    )
+
+
+def load_control_plane(
+    values: Environment, proxy_config: ProxyConfig, machine: Machine, notes: list[str]
+) -> ControlPlaneConfig:
+    xds_address, ca_address, fake_ca = load_addresses(values, proxy_config)
+    local_path, local_text = values.text(env.LOCAL_XDS_PATH), values.text(env.LOCAL_XDS)
+    if local_path is not None and local_text is not None:
+        raise ConfigError("invalid configuration: only one of LOCAL_XDS_PATH or LOCAL_XDS may be set")
+    return ControlPlaneConfig(
         xds_address=xds_address,
         ca_address=ca_address,
         xds_root_cert=load_roots(values, env.XDS_ROOT_CA, machine, notes if xds_address else []),
@@ -417,17 +497,21 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         local_xds_path=local_path,
         local_xds=local_text,
         crl_path=values.text(env.CRL_PATH) or None,
-        inpod_uds=environ.get(env.INPOD_UDS, INPOD_SOCKET),
-        inpod_port_reuse=values.boolean(env.INPOD_PORT_REUSE, default=True),
-        packet_mark=values.number(env.PACKET_MARK, PACKET_MARK if is_shared else 0) or None,
-        require_original_source=values.read(env.ENABLE_ORIG_SRC, parse_bool, None),
-        localhost_app_tunnel=values.boolean(env.LOCALHOST_APP_TUNNEL, default=True),
-        enable_enhanced_baggage=values.boolean(env.ENABLE_RESPONSE_BAGGAGE, default=True),
+    )
+
+
+def load_sockets(values: Environment) -> SocketConfig:
+    return SocketConfig(
         keepalive_enabled=values.boolean(env.KEEPALIVE_ENABLED, default=True),
         keepalive_time_seconds=values.seconds(env.KEEPALIVE_TIME, KEEPALIVE_SECONDS),
         keepalive_interval_seconds=values.seconds(env.KEEPALIVE_INTERVAL, KEEPALIVE_SECONDS),
         keepalive_retries=values.number(env.KEEPALIVE_RETRIES, 9),
         user_timeout_enabled=values.boolean(env.USER_TIMEOUT_ENABLED, default=False),
+    )
+
+
+def load_http2(values: Environment) -> Http2Config:
+    return Http2Config(
         window_size=values.number(env.HTTP2_STREAM_WINDOW_SIZE, 4 << 20, most=LARGEST_WINDOW),
         connection_window_size=values.number(
             env.HTTP2_CONNECTION_WINDOW_SIZE, 16 << 20, least=SMALLEST_WINDOW, most=LARGEST_WINDOW
@@ -437,21 +521,7 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         pool_unused_release_timeout_seconds=values.seconds(
             env.POOL_UNUSED_RELEASE_TIMEOUT, POOL_RELEASE_SECONDS
         ),
-        self_termination_deadline_seconds=load_termination(values),
-        num_worker_threads=load_threads(values, proxy_config.concurrency, machine),
-        tls12_enabled=values.is_true(env.TLS12_ENABLED),
-        authz_policy_info_logging=values.is_true(env.AUTHZ_POLICY_INFO_LOGGING),
-        proxy_metadata=told,
-        node_metadata_json=load_json_metadata(environ, notes),
-        instance_ip=environ.get(env.INSTANCE_IP, INSTANCE_IP),
-        pod_name=environ.get(env.POD_NAME, ""),
-        pod_namespace=environ.get(env.POD_NAMESPACE, ""),
-        istio_version=environ.get(env.META_ISTIO_VERSION, UNKNOWN_VERSION),
-        proxy_args=" ".join(arguments),
-        resolver=load_resolver(machine),
-        notes=tuple(notes),
     )
-    return check(config)
 
 
 def check(config: Config) -> Config:
@@ -460,7 +530,7 @@ def check(config: Config) -> Config:
     Raises:
         ConfigError: two of them contradict each other.
     """
-    if config.dns_proxy and config.xds_on_demand:
+    if config.dns_proxy and config.control.xds_on_demand:
         raise ConfigError("error parsing proxy config: DNS proxy does not currently support on-demand mode")
     if not config.proxy and not config.dns_proxy:
         raise ConfigError("error parsing proxy config: ztunnel run without any servers enabled")

@@ -27,17 +27,17 @@ def test_defaults() -> None:
     config = loaded()
 
     assert config.proxy_mode is ProxyMode.SHARED
-    assert (config.proxy, config.dns_proxy, config.socks5_addr) == (True, True, None)
-    assert str(config.xds_address) == str(config.ca_address) == "https://localhost:15012"
+    assert (config.proxy, config.dns_proxy, config.listeners.socks5_addr) == (True, True, None)
+    assert str(config.control.xds_address) == str(config.control.ca_address) == "https://localhost:15012"
     assert config.cluster_id == "Kubernetes"
     assert config.packet_mark == 1337
-    assert config.auth is None
+    assert config.control.auth is None
     assert config.require_original_source is None
     assert config.self_termination_deadline_seconds == 5
     assert config.inpod_uds == INPOD_SOCKET
     assert config.illegal_ports == {15008, 15006, 15001}
-    assert config.admin_addr == Localhost(ipv6=True, port=15000)
-    assert str(config.stats_addr) == "[::]:15020"
+    assert config.listeners.admin_addr == Localhost(ipv6=True, port=15000)
+    assert str(config.listeners.stats_addr) == "[::]:15020"
 
 
 BAD = [
@@ -150,7 +150,7 @@ def test_the_proxys_own_identity_needs_three_names() -> None:
 
     assert str(config.ztunnel_identity) == "spiffe://td/ns/istio-system/sa/ztunnel"
     assert config.ztunnel_workload == WorkloadInfo("ztunnel-a", "istio-system", "ztunnel")
-    assert (config.pod_name, config.pod_namespace) == ("ztunnel-a", "istio-system")
+    assert (config.told.pod_name, config.told.pod_namespace) == ("ztunnel-a", "istio-system")
     for missing in names:
         partly = loaded({name: value for name, value in names.items() if name != missing})
         assert (partly.ztunnel_identity, partly.ztunnel_workload) == (None, None)
@@ -169,8 +169,10 @@ def test_the_proxys_own_identity_needs_three_names() -> None:
 def test_addresses_of_control_plane_and_ca(environ: dict[str, str], xds: str | None, ca: str | None) -> None:
     config = loaded(environ)
 
-    assert (None if config.xds_address is None else str(config.xds_address)) == xds
-    assert (None if config.ca_address is None else str(config.ca_address)) == (xds if ca == "same" else ca)
+    assert (None if config.control.xds_address is None else str(config.control.xds_address)) == xds
+    assert (None if config.control.ca_address is None else str(config.control.ca_address)) == (
+        xds if ca == "same" else ca
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_addresses_of_control_plane_and_ca(environ: dict[str, str], xds: str | N
     ],
 )
 def test_trusted_roots(environ: dict[str, str], files: dict[str, str], roots: object) -> None:
-    assert loaded(environ, files).xds_root_cert == roots
+    assert loaded(environ, files).control.xds_root_cert == roots
 
 
 def test_a_root_file_that_is_missing_is_told() -> None:
@@ -206,7 +208,7 @@ def test_a_root_file_that_is_missing_is_told() -> None:
     ],
 )
 def test_tokens(environ: dict[str, str], files: dict[str, str], auth: object) -> None:
-    assert loaded(environ, files).auth == auth
+    assert loaded(environ, files).control.auth == auth
 
 
 def test_secrets_are_shown_nowhere() -> None:
@@ -278,10 +280,10 @@ proxyMetadata:
 def test_the_mesh_file_alone() -> None:
     config = loaded(files={MESH_FILE: MESH})
 
-    assert (config.stats_addr.port, config.admin_addr.port) == (15888, 15099)
-    assert config.proxy_metadata == {"FOO": "foo"}
+    assert (config.listeners.stats_addr.port, config.listeners.admin_addr.port) == (15888, 15099)
+    assert config.told.proxy_metadata == {"FOO": "foo"}
     assert config.cluster_id == "Kubernetes"
-    assert str(config.xds_address) == "https://istiod.istio-system-rev0.svc:15012"
+    assert str(config.control.xds_address) == "https://istiod.istio-system-rev0.svc:15012"
 
 
 def test_the_environment_goes_over_the_mesh_file() -> None:
@@ -298,9 +300,9 @@ def test_the_environment_goes_over_the_mesh_file() -> None:
 
     config = loaded(environ, {MESH_FILE: MESH})
 
-    assert (config.stats_addr.port, config.admin_addr.port) == (15888, 15999)
-    assert config.readiness_addr.port == 15021
-    assert config.proxy_metadata == {
+    assert (config.listeners.stats_addr.port, config.listeners.admin_addr.port) == (15888, 15999)
+    assert config.listeners.readiness_addr.port == 15021
+    assert config.told.proxy_metadata == {
         "FOO": "over",
         "BAR": "bar",
         "NO_PREFIX": "kept",
@@ -309,8 +311,8 @@ def test_the_environment_goes_over_the_mesh_file() -> None:
         "CLUSTER_ID": "test-cluster",
     }
     assert config.cluster_id == "test-cluster"
-    assert config.xds_headers == (("header_foo", "foo"),)
-    assert config.ca_headers == (("header_bar", "bar"),)
+    assert config.control.xds_headers == (("header_foo", "foo"),)
+    assert config.control.ca_headers == (("header_bar", "bar"),)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "defaultConfig: 7", "a: b: c", "2001-99-99"])
@@ -327,23 +329,23 @@ def test_a_mesh_file_that_cannot_be_read_ends_the_start() -> None:
 
 
 def test_an_empty_default_config_is_fine() -> None:
-    assert loaded({"PROXY_CONFIG": ""}, {MESH_FILE: "defaultConfig: null"}).stats_addr.port == 15020
+    assert loaded({"PROXY_CONFIG": ""}, {MESH_FILE: "defaultConfig: null"}).listeners.stats_addr.port == 15020
 
 
 def test_without_ipv6_only_ipv4_is_bound() -> None:
     config = loaded({"IPV6_ENABLED": "false", "UNSTABLE_ENABLE_SOCKS5": "true"})
 
-    assert str(config.inbound_addr) == "0.0.0.0:15008"
-    assert config.admin_addr == Localhost(ipv6=False, port=15000)
-    assert config.socks5_addr == SocketAddress.parse("127.0.0.1:15080")
+    assert str(config.listeners.inbound_addr) == "0.0.0.0:15008"
+    assert config.listeners.admin_addr == Localhost(ipv6=False, port=15000)
+    assert config.listeners.socks5_addr == SocketAddress.parse("127.0.0.1:15080")
     assert 15080 in config.illegal_ports
 
 
 def test_ipv6_may_be_off_on_loopback_alone() -> None:
     config = loaded(files={LOOPBACK_IPV6_FILE: "1\n"})
 
-    assert config.admin_addr == Localhost(ipv6=False, port=15000)
-    assert str(config.inbound_addr) == "[::]:15008"
+    assert config.listeners.admin_addr == Localhost(ipv6=False, port=15000)
+    assert str(config.listeners.inbound_addr) == "[::]:15008"
 
 
 def test_an_unreadable_switch_counts_as_ipv6_on() -> None:
@@ -361,10 +363,10 @@ def test_dns_capture(value: str, *, on: bool) -> None:
 
 
 def test_where_the_dns_proxy_listens() -> None:
-    assert loaded().dns_proxy_addr == Localhost(ipv6=True, port=15053)
-    assert loaded({"ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:53"}).dns_proxy_addr == SocketAddress.parse(
-        "127.0.0.1:53"
-    )
+    assert loaded().listeners.dns_proxy_addr == Localhost(ipv6=True, port=15053)
+    assert loaded(
+        {"ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:53"}
+    ).listeners.dns_proxy_addr == SocketAddress.parse("127.0.0.1:53")
 
 
 def test_values_that_are_not_utf8_count_as_unset() -> None:
@@ -382,7 +384,7 @@ def test_flags_are_on_only_when_exactly_true() -> None:
 def test_metadata_in_json_is_parsed_and_bad_metadata_left_out() -> None:
     config = loaded({"ISTIO_METAJSON_GOOD": '{"a": [1]}', "ISTIO_METAJSON_BAD": "{"})
 
-    assert config.node_metadata_json == {"GOOD": {"a": [1]}}
+    assert config.told.node_metadata_json == {"GOOD": {"a": [1]}}
     assert any(note.startswith("ISTIO_METAJSON_BAD is left out") for note in config.notes)
 
 
@@ -391,8 +393,8 @@ def test_other_policies_have_no_effect() -> None:
 
 
 def test_the_crl_path_may_be_empty() -> None:
-    assert loaded({"CRL_PATH": ""}).crl_path is None
-    assert loaded({"CRL_PATH": "/crl.pem"}).crl_path == "/crl.pem"
+    assert loaded({"CRL_PATH": ""}).control.crl_path is None
+    assert loaded({"CRL_PATH": "/crl.pem"}).control.crl_path == "/crl.pem"
 
 
 def test_this_machine_is_asked_for_real(tmp_path: object) -> None:
