@@ -3,17 +3,17 @@
 CHURN_SECONDS makes it longer than its default; the figures are printed (`pytest -rP`).
 """
 
+import itertools
 import os
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 import trio
 
 from tests.netns.with_lab import with_lab
-from ztunnel_trio.lab.hosts import local_of
 from ztunnel_trio.lab.mesh import Lab, LabSettings, Pod
 from ztunnel_trio.lab.proxy_log import LogLine
 from ztunnel_trio.model.address import SocketAddress
@@ -25,6 +25,7 @@ EVERY = 1.0  # seconds between two replacements
 STALE = 0.1  # seconds for which istiod still names an endpoint that was killed
 PATIENCE = 15.0  # of a client; longer than the connect deadline
 APP_PORT = 8080
+OWN_PORTS = range(20_000, 32_768)  # of clients: none the kernel gives, so that the proxy sees the same
 KEY = "default/web.default.svc.cluster.local"
 
 
@@ -65,6 +66,7 @@ class Churn:
     now: list[Endpoint] = field(default_factory=list)
     past: list[Endpoint] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    ports: Iterator[int] = field(default_factory=lambda: itertools.cycle(OWN_PORTS))
 
     async def begin(self, ip: IPv4Address | None = None) -> Endpoint:
         """A new pod, with its application up before istiod names it."""
@@ -116,11 +118,10 @@ class Churn:
     async def connect(self, client: Pod, target: SocketAddress) -> None:
         """One connection of one client."""
         began = trio.current_time()
-        source, told, error = SocketAddress(client.ip, 0), "", "no answer in time"
+        source, told, error = SocketAddress(client.ip, next(self.ports)), "", "no answer in time"
         with trio.move_on_after(PATIENCE):
             try:
-                async with await client.connect(target) as stream:
-                    source = local_of(stream)
+                async with await client.connect(target, source=source.ip, source_port=source.port) as stream:
                     await stream.send_all(b"who are you?")
                     told = (await stream.receive_some(256)).decode()
                     error = "" if told else "closed"
@@ -169,7 +170,7 @@ async def test_no_connection_fails_and_none_reaches_another_identity_while_endpo
 
 
 def access_by_source(lines: Sequence[LogLine]) -> dict[str, list[LogLine]]:
-    """The access lines of each client address; a port may have been used twice."""
+    """The access lines of each client address."""
     found: dict[str, list[LogLine]] = defaultdict(list)
     for line in lines:
         found[line.get("src.addr")].append(line)

@@ -139,9 +139,18 @@ class Host:
         return sock
 
     async def connect(
-        self, address: SocketAddress, *, source: IPAddress | None = None, mark: int | None = None
+        self,
+        address: SocketAddress,
+        *,
+        source: IPAddress | None = None,
+        source_port: int = 0,
+        mark: int | None = None,
     ) -> trio.SocketStream:
         """Dial as a program in this host; the caller sets the deadline. Proxies' sockets carry a `mark`.
+
+        Redirection may give a connection another source port than its program sees, where that was used for
+        another destination a moment ago. Whoever compares ports takes a `source_port` of its own (with
+        `source`), outside of the kernel's range and not twice.
 
         Raises:
             OSError: as the kernel gave it.
@@ -152,7 +161,7 @@ class Host:
             if mark is not None:
                 sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
             if source is not None:
-                await wrapped.bind((str(source), 0))
+                await wrapped.bind((str(source), source_port))
             await wrapped.connect((str(address.ip), address.port))
         except BaseException:
             wrapped.close()

@@ -178,13 +178,15 @@ class Pod:
         self.running.append(app)
         return app
 
-    async def connect(self, address: SocketAddress, *, source: IPAddress | None = None) -> trio.SocketStream:
-        """Dial as a program in the pod; the caller sets the deadline.
+    async def connect(
+        self, address: SocketAddress, *, source: IPAddress | None = None, source_port: int = 0
+    ) -> trio.SocketStream:
+        """Dial as a program in the pod, see `Host.connect`; the caller sets the deadline.
 
         Raises:
             OSError: as the kernel gave it.
         """
-        return await self.host.connect(address, source=source)
+        return await self.host.connect(address, source=source, source_port=source_port)
 
     def stop_apps(self) -> None:
         """End its applications, as the end of their processes."""
