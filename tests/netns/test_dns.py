@@ -39,6 +39,7 @@ OUTSIDE_ADDRESSES = ["192.0.2.1", "192.0.2.2"]
 FORGED = "forged.example.org"  # forgers answer first
 SEARCH = "search default.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5"
 TRY_SECONDS, ATTEMPTS = 1, 1
+SILENT_SECONDS = TRY_SECONDS * (1 + ATTEMPTS)  # what a question costs that nobody answers
 IN_FLIGHT = 256
 PACKAGES = {"dig": "bind9-dnsutils", "getent": "libc-bin", "musl-gcc": "musl-tools"}
 
@@ -341,15 +342,13 @@ async def test_a_silent_resolver_costs_each_query_its_time_and_nothing_else(scen
             if number % 32 == 0:
                 await trio.sleep(0.01)
         await until(lambda: scene.node.proxy.usage().descriptors >= before + IN_FLIGHT // 2)
-        began = trio.current_time()
-        for _ in range(50):
+        for _ in range(20):
             await still_answers(scene)
         outside = await scene.ask(dns.message.make_query(OUTSIDE, "A").to_wire())
         assert outside is not None and dns.message.from_wire(outside).answer
-        assert trio.current_time() - began < 1
+        assert times == []  # the others wait still
 
-    allowed = TRY_SECONDS * (1 + ATTEMPTS)
-    assert allowed <= min(times) and max(times) < allowed + 1
+    assert min(times) >= SILENT_SECONDS and max(times) < SILENT_SECONDS + 2
     await until(lambda: scene.node.proxy.usage().descriptors <= before)
 
 
@@ -372,4 +371,4 @@ async def test_more_queries_than_may_wait_are_refused_at_once(scene: Scene) -> N
             await until(lambda: len(times) >= 50)
         await still_answers(scene)
 
-    assert sum(seconds < TRY_SECONDS for seconds in times) == 50
+    assert sum(seconds < SILENT_SECONDS for seconds in times) == 50

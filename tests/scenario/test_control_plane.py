@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -383,11 +384,11 @@ async def test_a_large_response_leaves_the_loop_free(place: Path) -> None:
     gaps: list[float] = []
 
     async def tick() -> None:
-        last = trio.current_time()
+        last = time.thread_time()  # our own work, however busy the machine is
         while True:
             await trio.sleep(0.001)
-            gaps.append(trio.current_time() - last)
-            last = trio.current_time()
+            gaps.append(time.thread_time() - last)
+            last = time.thread_time()
 
     async with synchronising(place) as world:
         await world.istiod.first_requests()

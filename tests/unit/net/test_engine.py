@@ -164,7 +164,7 @@ async def test_timers_are_kept_while_nothing_happens(in_front: bool) -> None:
         began = time.monotonic()
         await trio.sleep(0.05)
 
-        assert 0.045 < time.monotonic() - began < 0.5
+        assert 0.045 < time.monotonic() - began < 2
         nursery.cancel_scope.cancel()
 
 
