@@ -248,9 +248,10 @@ async def test_it_is_announced_with_its_address(caplog: pytest.LogCaptureFixture
 
 @trio_test
 async def test_stopping_closes_the_port_and_idle_connections_but_finishes_requests() -> None:
-    go_on = trio.Event()
+    begun, go_on = trio.Event(), trio.Event()
 
     async def slow(request: Request) -> Response:
+        begun.set()
         await go_on.wait()
         return plain(200, "done")
 
@@ -260,7 +261,7 @@ async def test_stopping_closes_the_port_and_idle_connections_but_finishes_reques
         await dial(server) as idle,
     ):
         await busy.send_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-        await trio.sleep(0.02)
+        await begun.wait()
         stop.set()
 
         assert await idle.receive_some(10) == b""

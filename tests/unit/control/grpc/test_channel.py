@@ -224,17 +224,25 @@ async def test_reconnecting_many_times_leaves_nothing_behind(server_files: Path)
 
         await once(0)
         await settled(served)
-        before = (count_tasks(), len(os.listdir("/proc/self/fd")))
+        before = held()
         for step in range(12):
             await once(step)
         await settled(served)
 
-        assert (count_tasks(), len(os.listdir("/proc/self/fd"))) == before
+        assert held() == before
+
+
+def held() -> tuple[int, int]:
+    """How many tasks there are, and descriptors."""
+    return count_tasks(), len(os.listdir("/proc/self/fd"))
 
 
 async def settled(served: Served) -> None:
-    """Wait until the server has noticed that its clients are gone."""
+    """Wait until the server has noticed that its clients are gone, and nothing changes any more."""
     with trio.fail_after(5):
         while served.connections:  # noqa: ASYNC110  a foreign loop sets no event
             await trio.sleep(0.01)
-    await trio.sleep(0.05)
+        quiet, last = 0, held()
+        while quiet < 10:
+            await trio.sleep(0.01)
+            quiet, last = (quiet + 1, last) if held() == last else (0, held())
