@@ -189,7 +189,7 @@ def test_live_bytes_are_summed_when_read() -> None:
 
 
 def test_the_number_of_idle_series_is_bounded() -> None:
-    metrics = Metrics(most_series=3)
+    metrics = Metrics(clock=lambda: 0.0, most_series=3)
     live = Traffic()
     metrics.traffic.open(with_reporter("source", "live"), live)
     for number in range(10):
