@@ -459,7 +459,7 @@ async def test_a_policy_that_denies_a_port_names_itself_in_the_log(scene: Scene,
 
 @pytest.mark.parametrize("name", ["client", "plain"])
 @in_scene
-async def test_a_change_of_policy_ends_open_connections_within_a_second(scene: Scene, name: str) -> None:
+async def test_a_change_of_policy_ends_open_connections(scene: Scene, name: str) -> None:
     ip = scene.server.ip
     async with (
         attached(scene.lab, deny_port("changing", 1), scene.server),
@@ -472,7 +472,7 @@ async def test_a_change_of_policy_ends_open_connections_within_a_second(scene: S
 
         async with scene.lines(scene.server) as lines:
             await scene.lab.push(deny_port("changing", ECHO))
-            with trio.fail_after(1), contextlib.suppress(trio.BrokenResourceError):
+            with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
                 assert await concerned.receive_some(1) == b""
 
         await other.send_all(b"b")
@@ -489,7 +489,7 @@ async def test_a_policy_attached_later_ends_open_connections_too(scene: Scene, n
         assert await stream.receive_some(1) == b"a"
 
         async with attached(scene.lab, deny_port("attached", ECHO), scene.server):
-            with trio.fail_after(1), contextlib.suppress(trio.BrokenResourceError):
+            with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
                 assert await stream.receive_some(1) == b""
 
 

@@ -94,7 +94,7 @@ async def test_a_connection_from_before_the_upgrade_lives_on_through_the_grace(l
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upgrade, lab, lab.nodes["node-1"])
             await lab.nodes["node-1"].log.wait_text("starting shutdown")
-            await trio.sleep(GRACE / 2)
+            await trio.sleep(GRACE / 4)
             await stream.send_all(b"two")
             assert await stream.receive_some(64) == b"two"
             with trio.fail_after(GRACE + 5):
