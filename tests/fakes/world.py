@@ -350,7 +350,8 @@ async def world(settings: ProxySettings | None = None, *, grace_seconds: float =
         async with trio.open_nursery() as services:
             engine = Engine(in_front=False)  # a fake clock would not wait for the driver in front
             await services.start(engine.run)
-            metrics, certificates = Metrics(version="test", shared=True, dns=False), FakeCertificates()
+            metrics = Metrics(version="test", shared=True, dns=False, clock=lambda: 0.0)  # nothing expires
+            certificates = FakeCertificates()
             node = Node(
                 settings=settings or ProxySettings(),
                 live=LiveMesh(Mesh(local_node="here")),
