@@ -12,6 +12,7 @@ pinned version.
 from ztunnel_trio.control.grpc.call import CallStream
 from ztunnel_trio.control.grpc.channel import Channel, open_channel
 from ztunnel_trio.control.grpc.errors import BadMessage, BadStatus, ConnectionEnded, GrpcFailed, NotConnected
+from ztunnel_trio.control.grpc.inbox import WINDOW_BYTES
 from ztunnel_trio.control.grpc.loop import open_control_loop
 from ztunnel_trio.control.grpc.server import Serve, Served, ServerCall, serve
 from ztunnel_trio.control.grpc.target import DEFAULT_SETTINGS, ChannelSettings, PemRoots, Roots, Target
@@ -19,6 +20,7 @@ from ztunnel_trio.control.grpc.tls import server_context
 
 __all__ = [
     "DEFAULT_SETTINGS",
+    "WINDOW_BYTES",
     "BadMessage",
     "BadStatus",
     "CallStream",

@@ -1,40 +1,44 @@
 """One call: messages both ways, read in pieces.
 
-A message is read in pieces of at most 64 KiB, with a limit on the length prefix: grpclib would join up to
-4 GiB in one go and hold the loop for it. Flow control returns credit piece by piece. A cancelled receive has
-lost its place in the stream: the stream refuses to be used again.
+A message is read in pieces, with a limit on the length prefix: grpclib would join up to 4 GiB in one go and
+hold the loop for it. Who reads says how long a piece may be, and that much the server may send ahead.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import grpclib.client
 import grpclib.const
+import trio
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.utils import Wrapper
 from h2.exceptions import H2Error
 
 from ztunnel_trio.control.grpc.errors import BadMessage, BadStatus, ConnectionEnded, failure_text
+from ztunnel_trio.control.grpc.inbox import WINDOW_BYTES, Alarm, Inbox
 from ztunnel_trio.control.grpc.loop import from_asyncio
 from ztunnel_trio.errors import WeBrokeProtocol
 from ztunnel_trio.spec.grpc import GrpcCode
 
 T = TypeVar("T")
 
-PIECE_BYTES: Final = 64 * 1024
+SENT_AT_ONCE_BYTES: Final = 64 * 1024
 _PREFIX_BYTES: Final = 5  # gRPC over HTTP/2: compressed flag, 4 bytes of length
 
 
 class CallStream:
-    """A call whose messages go both ways. One task sends, one receives; leaving the channel ends it."""
+    """A call whose messages go both ways. One task receives; leaving the channel ends it."""
 
-    __slots__ = ("_lost", "_message_limit_bytes", "_remaining", "_stream")
+    __slots__ = ("_alarm", "_inbox", "_message_limit_bytes", "_one_at_a_time", "_remaining", "_stream")
+
+    _inbox: Inbox  # once the stream is open
 
     def __init__(self, stream: "grpclib.client.Stream[bytes, bytes]", message_limit_bytes: int) -> None:
         self._stream = stream
         self._message_limit_bytes = message_limit_bytes
         self._remaining = 0
-        self._lost = False
+        self._one_at_a_time = trio.Lock()  # messages: their parts must not mix
+        self._alarm = stream._wrapper = Alarm()
 
     @property
     def answered(self) -> bool:
@@ -43,17 +47,29 @@ class CallStream:
 
     async def send_headers(self) -> None:
         """Open the stream; `Channel.open_stream` has done it."""
-        await self._translated(self._stream.send_request)
+
+        async def send() -> None:
+            await self._stream.send_request()
+            self._inbox = Inbox(self._stream._stream, self._alarm)  # before anything can arrive
+
+        await self._translated(send)
 
     async def send(self, message: bytes, *, last: bool = False) -> None:
-        """Send one message, waiting while the server's window is shut.
+        """Send one message, waiting while the server's window is shut. Others run in between.
 
         Raises:
             BadStatus, ConnectionEnded: the call is over.
         """
+        framed = b"\0" + len(message).to_bytes(4, "big") + message
+        async with self._one_at_a_time:
+            for start in range(0, len(framed), SENT_AT_ONCE_BYTES):
+                part = framed[start : start + SENT_AT_ONCE_BYTES]
+                await self._send(part, ends=last and start + len(part) == len(framed))
 
+    async def _send(self, data: bytes, *, ends: bool) -> None:
         async def send() -> None:
-            await self._stream.send_message(message, end=last)
+            with self._alarm:
+                await self._stream._stream.send_data(data, end_stream=ends)
 
         await self._translated(send)
 
@@ -79,10 +95,13 @@ class CallStream:
         if self._remaining:
             raise WeBrokeProtocol("a message was begun before the last one was read")
         await self.wait_answered()
-        prefix = await self._read(_PREFIX_BYTES)
+        prefix = await self._read(_PREFIX_BYTES, _PREFIX_BYTES)
         if not prefix:
-            await self._translated(self._finish)
+            with self._in_our_words():
+                self._finish()
             return None
+        if len(prefix) < _PREFIX_BYTES:
+            raise BadMessage("message cut short")
         if prefix[0]:
             raise BadMessage("compressed message without agreed compression", GrpcCode.UNIMPLEMENTED)
         size = int.from_bytes(prefix[1:], "big")
@@ -95,11 +114,14 @@ class CallStream:
         self._remaining = size
         return size
 
-    async def piece(self) -> bytes:
-        """The next bytes of the message begun, at most 64 KiB; empty when it is complete."""
+    async def piece(self, most: int = WINDOW_BYTES) -> bytes:
+        """The next bytes of the message begun; empty when it is complete.
+
+        From now on the server may send at most so many ahead.
+        """
         if not self._remaining:
             return b""
-        data = await self._read(min(self._remaining, PIECE_BYTES))
+        data = await self._read(1, min(self._remaining, most), under_way=most)
         if not data:
             raise BadMessage("message cut short")
         self._remaining -= len(data)
@@ -115,20 +137,11 @@ class CallStream:
             pieces.append(data)
         return b"".join(pieces)
 
-    async def _read(self, size: int) -> bytes:
-        if self._lost:
-            raise WeBrokeProtocol("a stream whose receive was cancelled has lost its place")
+    async def _read(self, least: int, most: int, under_way: int = WINDOW_BYTES) -> bytes:
+        with self._in_our_words():
+            return await self._inbox.take(least, most, under_way)
 
-        async def read() -> bytes:
-            with self._stream._wrapper:
-                return await self._stream._stream.recv_data(size)
-
-        self._lost = True  # until the bytes are here: a cancelled read may have taken some with it
-        data = await self._translated(read, hears=True)
-        self._lost = False
-        return data
-
-    async def _finish(self) -> None:
+    def _finish(self) -> None:
         """Turn the end of the server's side into its status."""
         if self._stream._trailers_only:
             return
@@ -143,15 +156,19 @@ class CallStream:
         A step that `hears` is tried again after a reset that followed the server's regular end: grpclib
         interrupts everybody, but what the server said before is still there to be heard.
         """
-        try:
+        with self._in_our_words():
             try:
                 return await from_asyncio(step)
             except StreamTerminatedError:
-                if not (hears and self._stream._stream.buffer._eof):
+                if not (hears and self._inbox.has_ended):
                     raise
-                self._stream._wrapper = Wrapper()
-                self._stream._stream.buffer._ack_callback = _give_no_credit
+                self._stream._wrapper = Alarm()
                 return await from_asyncio(step)
+
+    @contextmanager
+    def _in_our_words(self) -> Generator[None, None, None]:
+        try:
+            yield
         except GRPCError as error:
             raise self._bad_status(error) from error
         except StreamTerminatedError as error:
@@ -165,8 +182,6 @@ class CallStream:
             raise ConnectionEnded(f"{type(error).__name__}: {error}", answered=self.answered) from error
         except OSError as error:
             raise ConnectionEnded(failure_text(error), answered=self.answered) from error
-        except AssertionError as error:  # grpclib: 'Received less data than expected'
-            raise BadMessage("message cut short") from error
 
     def _bad_status(self, error: GRPCError) -> BadStatus:
         headers = dict(self._stream._stream.headers or ()) if self._stream._send_request_done else {}
@@ -175,7 +190,3 @@ class CallStream:
             status, message, _ = self._stream._process_grpc_status(headers)
             return BadStatus(GrpcCode(status.value), message or "", answered=False)
         return BadStatus(GrpcCode(error.status.value), error.message or "", answered=self.answered)
-
-
-def _give_no_credit(_size: int) -> None:
-    """Stand in for flow control on a stream that is closed."""

@@ -19,11 +19,11 @@ from grpclib.config import Configuration
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.metadata import Deadline, _Metadata
 from grpclib.protocol import H2Protocol
-from grpclib.utils import Wrapper
 from multidict import MultiDict
 
 from ztunnel_trio.control.grpc.call import CallStream
 from ztunnel_trio.control.grpc.errors import BadStatus, NotConnected, failure_text
+from ztunnel_trio.control.grpc.inbox import WINDOW_BYTES
 from ztunnel_trio.control.grpc.loop import abandon, from_asyncio
 from ztunnel_trio.control.grpc.protocol import RAW, TolerantProtocol
 from ztunnel_trio.control.grpc.target import DEFAULT_SETTINGS, ChannelSettings, Roots, Target
@@ -31,7 +31,6 @@ from ztunnel_trio.control.grpc.tls import client_context, name_matches
 from ztunnel_trio.spec.grpc import GrpcCode
 from ztunnel_trio.spec.network import ALPN_H2
 
-WINDOW_BYTES: Final = 64 * 1024  # read at most at once, and so worked through at once: 0.2 ms
 _HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305 section 5
 
 
@@ -96,7 +95,6 @@ class Channel:
             dispatch=self._connection.__dispatch__,
             deadline=None if remaining is None else Deadline.from_timeout(remaining),
         )
-        stream._wrapper = Wrapper()
         call = CallStream(stream, self._settings.message_limit_bytes)
         await call.send_headers()
         return call
