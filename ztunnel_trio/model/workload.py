@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -114,7 +115,7 @@ class Workload:
 
     @property
     def identity(self) -> SpiffeId:
-        return SpiffeId(self.trust_domain, self.namespace, self.service_account)
+        return _identity(self.trust_domain, self.namespace, self.service_account)
 
     @property
     def info(self) -> WorkloadInfo:
@@ -122,3 +123,8 @@ class Workload:
 
     def __str__(self) -> str:
         return f"Workload{{{self.name} with uid {self.uid} ({self.protocol.value})}}"
+
+
+@lru_cache(maxsize=4096)  # each connection asks for two, and keeps them
+def _identity(trust_domain: str, namespace: str, service_account: str) -> SpiffeId:
+    return SpiffeId(trust_domain, namespace, service_account)

@@ -244,9 +244,11 @@ class TunnelServer:
             Refused: it may not, or nowhere.
         """
         node = self.inbound.node
-        workload = await node.live.local_workload(
-            self.inbound.info, seconds=node.settings.local_workload_seconds
-        )
+        workload = node.live.mesh.local_workload(self.inbound.info)
+        if workload is None:
+            workload = await node.live.local_workload(
+                self.inbound.info, seconds=node.settings.local_workload_seconds
+            )
         asked = frozenset[str]()
         while True:
             match admit(
@@ -348,4 +350,5 @@ def values(request: TunnelRequest, name: bytes) -> list[bytes]:
 
 def first(request: TunnelRequest, name: bytes) -> bytes | None:
     """The first value of a header of the request."""
-    return next(iter(values(request, name)), None)
+    found = request.headers.get(name.decode())
+    return found[0].encode("latin-1") if found else None

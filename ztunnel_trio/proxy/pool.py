@@ -68,8 +68,10 @@ class Dialling:
 class Pooled:
     """A tunnel that may take more streams, and when it last was given one (Trio's clock)."""
 
+    key: PoolKey
     tunnel: ClientTunnel
     used_at: float
+    is_pooled: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -95,13 +97,15 @@ class Pool:
 
         The caller waits for the answer next, and comes to `open` with what got none soon.
         """
-        tunnel = self.take(key)
-        if tunnel is None:
+        entry = self.take(key)
+        if entry is None:
             return None
+        tunnel = entry.tunnel
         try:
             return tunnel, tunnel.ask(authority, headers)
         finally:
-            self.release_if_retired(key, tunnel)
+            if not entry.is_pooled:
+                tunnel.release_when_idle()
 
     async def open(
         self,
@@ -152,7 +156,7 @@ class Pool:
         """
         while True:
             if (found := self.take(key)) is not None:
-                return found, False
+                return found.tunnel, False
             if (other := self.dialling.get(key)) is None:
                 return await self.dial_one(key, connect_seconds), True
             await other.done.wait()
@@ -178,7 +182,7 @@ class Pool:
             del self.dialling[key]
             mine.done.set()
 
-    def take(self, key: PoolKey) -> ClientTunnel | None:
+    def take(self, key: PoolKey) -> Pooled | None:
         """The pooled tunnel, if it can take a stream now; one that can't any more is dropped."""
         entry = self.pooled.get(key)
         if entry is None:
@@ -188,24 +192,26 @@ class Pool:
         if not tunnel.is_usable or tunnel.active_streams >= tunnel.peer_max_streams:
             self.forget(key, tunnel)
             return None
-        self.use(key, entry)
-        return tunnel
+        self.use(entry)
+        return entry
 
     def put(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Pool a new tunnel, with its first stream about to be opened."""
-        entry = self.pooled[key] = Pooled(tunnel, trio.current_time())
-        self.use(key, entry)
+        entry = self.pooled[key] = Pooled(key, tunnel, trio.current_time())
+        self.use(entry)
         while len(self.pooled) > self.settings.max_idle_tunnels:
             _, oldest = self.pooled.popitem(last=False)
+            oldest.is_pooled = False
             oldest.tunnel.release_when_idle()
 
-    def use(self, key: PoolKey, entry: Pooled) -> None:
+    def use(self, entry: Pooled) -> None:
         """Note that a stream is about to be opened; retire the tunnel when it is its last one."""
         entry.used_at = trio.current_time()
-        self.pooled.move_to_end(key)
+        if next(reversed(self.pooled)) is not entry.key:  # to hash a key takes 10 µs
+            self.pooled.move_to_end(entry.key)
         limit = min(self.settings.max_streams, entry.tunnel.peer_max_streams)
         if entry.tunnel.active_streams + 1 >= limit:
-            self.unpool(key, entry.tunnel)
+            self.unpool(entry.key, entry.tunnel)
 
     def is_pooled(self, key: PoolKey, tunnel: ClientTunnel) -> bool:
         """Whether the tunnel may be given more streams."""
@@ -220,7 +226,7 @@ class Pool:
     def unpool(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Give a tunnel no more streams. Whoever holds it releases it once its stream is open."""
         if self.is_pooled(key, tunnel):
-            del self.pooled[key]
+            self.pooled.pop(key).is_pooled = False
 
     async def keep(self, key: PoolKey, tunnel: ClientTunnel, peer: TlsPeer) -> None:
         """The life of one tunnel: run it, and forget it when it was not used for long or has ended."""

@@ -259,8 +259,8 @@ class Tunnel:
 
     def flush(self) -> None:
         """Write what the core has to say."""
-        if self.core.has_outgoing:
-            self._put(self.core.outgoing())
+        if said := self.core.outgoing():
+            self._put(said)
 
     def write(self, data: memoryview) -> None:
         """Write one DATA frame, behind everything that was to be said before it."""
@@ -432,8 +432,8 @@ class Tunnel:
                     self.core.credit(event.stream_id, len(event.data))
             else:
                 self._handle(event, resumed)
-        if self.core.has_outgoing:
-            self._put(self.core.outgoing())
+        if said := self.core.outgoing():
+            self._put(said)
         # Now, not before: what is resumed may change what was walked over.
         for stream_id in resumed:
             if stream_id == 0:

@@ -5,7 +5,7 @@ connection.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ztunnel_trio.errors import PeerBrokeProtocol
@@ -48,9 +48,9 @@ class AnswerFields:
     headers: Fields
 
 
-def list_size(fields: Iterable[Field]) -> int:
+def list_size(fields: Sequence[Field]) -> int:
     """The size of a header list as RFC 9113 6.5.2 counts it: names, values and 32 for each field."""
-    return sum(len(name) + len(value) + 32 for name, value in fields)
+    return sum([len(name) + len(value) for name, value in fields]) + 32 * len(fields)
 
 
 def read_request(fields: Iterable[Field]) -> RequestFields:
