@@ -2,6 +2,8 @@
 
 import ssl
 
+import pytest
+
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tls_pair
 from ztunnel_trio.net.transport import TlsSocket
@@ -34,3 +36,16 @@ async def test_after_our_goodbye_alone_the_peer_is_still_read() -> None:
     assert buffer[:4] == b"late"
     ours.stop()
     theirs.stop()
+
+
+@trio_test
+async def test_a_stopped_one_touches_no_descriptor_any_more() -> None:
+    near, far = await tls_pair()
+    with far:
+        ours = TlsSocket(near)
+        ours.stop()
+
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            ours.read(10, memoryview(bytearray(10)))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            ours.write(b"x")
