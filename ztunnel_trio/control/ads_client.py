@@ -21,6 +21,7 @@ import trio
 from ztunnel_trio.control.credentials import Caller, load_roots
 from ztunnel_trio.control.grpc import (
     DEFAULT_SETTINGS,
+    WINDOW_BYTES,
     CallStream,
     ChannelSettings,
     GrpcFailed,
@@ -29,7 +30,13 @@ from ztunnel_trio.control.grpc import (
 )
 from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
-from ztunnel_trio.mesh.decode import AddressEntry, PolicyEntry, prepare_address, prepare_policy
+from ztunnel_trio.mesh.decode import (
+    AddressEntry,
+    PolicyEntry,
+    prepare_address,
+    prepare_policy,
+    read_workload,
+)
 from ztunnel_trio.mesh.mesh import Batch
 from ztunnel_trio.model.source import RootSource
 from ztunnel_trio.observe.log import span
@@ -37,13 +44,13 @@ from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.supervise.pace import Pace, nothing_moves
 from ztunnel_trio.wire.ads import (
     DELTA_PATH,
+    Arrived,
     CompleteEnd,
     Discovery,
     NodeFacts,
     OtherEnd,
     Rejection,
     Rejections,
-    Resource,
     Response,
     ResponseSplitter,
     Retries,
@@ -55,7 +62,8 @@ from ztunnel_trio.wire.ads import (
 
 log = logging.getLogger("ztunnel::xds::client")
 
-_CLOCK_EVERY: Final = 4  # resources between two looks at the clock: about 40 µs
+_CLOCK_EVERY: Final = 2  # resources between two looks at the clock: about 15 µs
+_SHORT_PIECE_BYTES: Final = 16 * 1024  # while something moves; decrypted, parsed and cut in 0.1 ms
 _DECODING: Final = 0.5  # of a slice; the rest is for applying
 _DECODE_FAILED: Final = "decode: "
 _NO_PAYLOAD: Final = "XDS payload without resource"
@@ -90,6 +98,39 @@ class _Question:
 
     answered: trio.Event = field(default_factory=trio.Event)
     askers: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Slice:
+    """Resources that are decoded, and will be applied together."""
+
+    arrived: list[Arrived] = field(default_factory=list)
+    rejected: set[str] = field(default_factory=set)
+    addresses: list[AddressEntry] = field(default_factory=list)
+    policies: list[PolicyEntry] = field(default_factory=list)
+    received_bytes: int = 0
+
+    def decode(self, type_url: str, encoded: bytes, rejections: Rejections) -> None:
+        """Take one more resource, or note why not."""
+        try:
+            resource = parse_resource(encoded)
+        except PeerBrokeProtocol as error:
+            rejections.refuse(Rejection("", str(error)), is_unusable=True)
+            return
+        self.arrived.append(resource)
+        name, _, _, value = resource
+        try:
+            if value is None:
+                raise PeerBrokeProtocol(_NO_PAYLOAD)
+            self.received_bytes += len(value)
+            if type_url == ADDRESS_TYPE:
+                self.addresses.append(prepare_address(name, value))
+            else:
+                self.policies.append(prepare_policy(name, value))
+        except PeerBrokeProtocol as error:
+            text = str(error)
+            self.rejected.add(name)
+            rejections.refuse(Rejection(name, text), is_unusable=_is_unusable(text))
 
 
 class AdsClient:
@@ -221,7 +262,8 @@ class AdsClient:
 
     async def _read_response(self, stream: CallStream, size: int) -> Response:
         splitter = ResponseSplitter(size)
-        while piece := await stream.piece():
+        while piece := await stream.piece(_SHORT_PIECE_BYTES if self._pace.is_busy else WINDOW_BYTES):
+            await self._pace.rest()  # what arrives and what is cut hold the loop apart
             splitter.feed(piece)
             await self._pace.rest()
         return splitter.finish()
@@ -254,38 +296,25 @@ class AdsClient:
     async def _apply_resources(self, response: Response, rejections: Rejections) -> int:
         """Decode and apply resources in slices; returns how many bytes of payload there were."""
         type_url, resources, pace = response.type_url, response.resources, self._pace
-        is_address = type_url == ADDRESS_TYPE
+        take_short_way = type_url == ADDRESS_TYPE and not self._settings.on_demand  # that reads no aliases
         received_bytes = 0
         while resources:
             pace.begin(_DECODING)
-            arrived: list[Resource] = []
-            rejected: set[str] = set()
-            addresses: list[AddressEntry] = []
-            policies: list[PolicyEntry] = []
-            while resources and not (arrived and pace.is_over):
+            some = _Slice()
+            while resources and not (some.arrived and pace.is_over):
                 for encoded in resources.take(_CLOCK_EVERY):
-                    try:
-                        resource = parse_resource(encoded)
-                    except PeerBrokeProtocol as error:
-                        rejections.refuse(Rejection("", str(error)), is_unusable=True)
-                        continue
-                    arrived.append(resource)
-                    name, _, _, value = resource
-                    try:
-                        if value is None:
-                            raise PeerBrokeProtocol(_NO_PAYLOAD)
-                        received_bytes += len(value)
-                        if is_address:
-                            addresses.append(prepare_address(name, value))
-                        else:
-                            policies.append(prepare_policy(name, value))
-                    except PeerBrokeProtocol as error:
-                        rejected.add(name)
-                        rejections.refuse(Rejection(name, text := str(error)), is_unusable=_is_unusable(text))
-            self._live.apply(Batch(addresses=addresses, policies=policies, last=False))
-            self._core.received(type_url, arrived, rejected)
+                    workload = read_workload(encoded) if take_short_way else None
+                    if workload is None:
+                        some.decode(type_url, encoded, rejections)
+                    else:
+                        some.arrived.append(workload)
+                        some.addresses.append(workload.entry)
+                        some.received_bytes += workload.payload_bytes
+            self._live.apply(Batch(addresses=some.addresses, policies=some.policies, last=False))
+            self._core.received(type_url, some.arrived, some.rejected)
             if self._unsent:
-                self._answer_unsent(arrived)
+                self._answer_unsent(some.arrived)
+            received_bytes += some.received_bytes
             await pace.rest()
         return received_bytes
 
@@ -316,10 +345,10 @@ class AdsClient:
             await trio.lowlevel.checkpoint()
         return received_bytes
 
-    def _answer_unsent(self, resources: list[Resource]) -> None:
+    def _answer_unsent(self, resources: list[Arrived]) -> None:
         """What came although the question was not sent yet needs no asking: istiod may answer it nothing."""
-        for name, _, aliases, _ in resources:
-            for found in (name, *aliases):
+        for one in resources:
+            for found in (one.name, *one.aliases):
                 if found in self._unsent:
                     self._answer(found)
 

@@ -1,24 +1,36 @@
 """Protobuf bytes to checked entries; a bad resource rejects itself only.
 
 Theory of operation: workloads come by the hundred thousand, and those of one deployment differ in uid,
-name, addresses, node and locality only. An `Address` (workload.proto) is therefore read *shallowly*: by a
-copy of its message type in which every submessage is plain bytes. What is a workload's own is taken out;
-what is left is serialised again and is the key of a `Shared`, which is checked and converted once for the
-whole deployment. The same goes for localities, gateways, port lists and host names, each converted once per
-distinct bytes. The memory of these conversions is bounded.
+name, addresses, node and locality only. An `Address` (workload.proto) is therefore read *shallowly*
+(`shallow`): what is a workload's own is taken out; what is left is serialised again and is the key of a
+`Shared`, which is checked and converted once for the whole deployment. The same goes for localities,
+gateways, port lists and host names, each converted once per distinct bytes. The memory of these conversions
+is bounded.
+
+`read_workload` is the short way for a workload as it comes from istiod, envelope and all. It never rejects:
+what it cannot read takes the long way, by `prepare_address`, which says what is wrong.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from types import MappingProxyType
-from typing import Final, NamedTuple, Protocol, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
-from google.protobuf.message import DecodeError, Message
+from google.protobuf import wrappers_pb2
+from google.protobuf.message import DecodeError
 
 from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.mesh.shallow import (
+    OWN_FIELDS,
+    OwnWorkload,
+    ShallowService,
+    parse_address,
+    parse_resource,
+    parse_services_entry,
+    parse_workload,
+)
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress, decode_ip
 from ztunnel_trio.model.policy import (
     Action,
@@ -119,6 +131,35 @@ class PolicyEntry:
 AddressEntry = WorkloadEntry | ServiceEntry
 
 
+class ArrivedWorkload(NamedTuple):
+    """A workload as it came: its resource's name and version, the size of its payload, and what it holds."""
+
+    name: str
+    version: str
+    payload_bytes: int
+    entry: WorkloadEntry
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Not read: they matter to those who ask for single resources."""
+        return ()
+
+
+def read_workload(encoded: bytes) -> ArrivedWorkload | None:
+    """Read a `Resource` (xds.proto) with a workload in it; None if that is not what it is, or it is bad."""
+    try:
+        resource = parse_resource(encoded)
+        address = resource.resource.value
+        workload = address.workload
+        if not workload.uid:
+            return None
+        name, payload_bytes = resource.name, address.ByteSize()
+        entry = _workload_entry(name, workload)
+    except (DecodeError, PeerBrokeProtocol):
+        return None
+    return tuple.__new__(ArrivedWorkload, (name, resource.version, payload_bytes, entry))
+
+
 def prepare_address(name: str, payload: bytes) -> AddressEntry:
     """Check one `Address` resource. The object names itself; the resource name is the same to istiod.
 
@@ -126,7 +167,7 @@ def prepare_address(name: str, payload: bytes) -> AddressEntry:
         PeerBrokeProtocol: with the reason to reject it for.
     """
     try:
-        address = _parse_address(payload)
+        address = parse_address(payload)
         kind = address.WhichOneof("type")
         if kind == "workload":
             return _workload_entry(name, address.workload)
@@ -207,120 +248,6 @@ def build_workload(
     )
 
 
-# The shallow message types --------------------------------------------------------------------------------
-
-
-class _ShallowWorkload(Protocol):
-    """`istio.workload.Workload` with submessages as bytes and enums as numbers."""
-
-    name: str
-    namespace: str
-    addresses: list[bytes]
-    network: str
-    tunnel_protocol: int
-    trust_domain: str
-    service_account: str
-    waypoint: bytes
-    node: str
-    canonical_name: str
-    canonical_revision: str
-    workload_type: int
-    workload_name: str
-    native_tunnel: bool
-    authorization_policies: list[str]
-    status: int
-    cluster_id: str
-    network_gateway: bytes
-    uid: str
-    hostname: str
-    services: list[bytes]
-    application_tunnel: bytes
-    locality: bytes
-    network_mode: int
-    capacity: bytes
-
-    def HasField(self, name: str) -> bool: ...  # noqa: N802 - protobuf's name
-    def ClearField(self, name: str) -> None: ...  # noqa: N802 - protobuf's name
-    def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
-
-
-class _ShallowService(Protocol):
-    """`istio.workload.Service` with submessages as bytes and enums as numbers."""
-
-    name: str
-    namespace: str
-    hostname: str
-    addresses: list[bytes]
-    ports: list[bytes]
-    subject_alt_names: list[str]
-    waypoint: bytes
-    load_balancing: bytes
-    ip_families: int
-    canonical: bool
-    weighted_waypoints: list[bytes]
-    visibility: int
-
-    def HasField(self, name: str) -> bool: ...  # noqa: N802 - protobuf's name
-
-
-class _ShallowAddress(Protocol):
-    workload: _ShallowWorkload
-    service: _ShallowService
-
-    def WhichOneof(self, name: str) -> str | None: ...  # noqa: N802 - protobuf's name
-
-
-class _ShallowEntry(Protocol):
-    """An entry of the map `Workload.services`."""
-
-    key: str
-    value: bytes
-
-
-def _shallow_types() -> dict[str, type[Message]]:
-    """Copies of the message types in which submessages are bytes, enums numbers and maps lists of bytes.
-
-    Bytes and submessages, enums and int32 have the same form on the wire (protobuf: encoding).
-    """
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="shallow.proto", package="shallow", syntax="proto3")
-    for descriptor in (workload_pb2.Workload.DESCRIPTOR, workload_pb2.Service.DESCRIPTOR):
-        message = file.message_type.add()
-        descriptor.CopyToProto(message)
-        for nested in message.nested_type:
-            if nested.options.map_entry:
-                copy = file.message_type.add()
-                copy.CopyFrom(nested)
-                copy.ClearField("options")
-        del message.nested_type[:], message.enum_type[:]
-    for message in file.message_type:
-        for each in message.field:
-            if each.type == kinds.TYPE_MESSAGE:
-                each.type = kinds.TYPE_BYTES
-                if each.label == kinds.LABEL_OPTIONAL:  # a submessage can be empty and yet there
-                    each.proto3_optional = True
-                    each.oneof_index = len(message.oneof_decl)
-                    message.oneof_decl.add(name=f"_{each.name}")
-            elif each.type == kinds.TYPE_ENUM:
-                each.type = kinds.TYPE_INT32
-            each.ClearField("type_name")
-    address = file.message_type.add()
-    workload_pb2.Address.DESCRIPTOR.CopyToProto(address)
-    for each in address.field:
-        each.type_name = each.type_name.replace(".istio.workload.", ".shallow.")
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return {
-        message.name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"shallow.{message.name}"))
-        for message in file.message_type
-    }
-
-
-_TYPES: Final = _shallow_types()
-_parse_address: Final = cast(Callable[[bytes], _ShallowAddress], _TYPES["Address"].FromString)
-_parse_workload: Final = cast(Callable[[bytes], _ShallowWorkload], _TYPES["Workload"].FromString)
-_parse_entry: Final = cast(Callable[[bytes], _ShallowEntry], _TYPES["ServicesEntry"].FromString)
-
 # Workloads ------------------------------------------------------------------------------------------------
 
 _INBOUND: Final = {0: InboundProtocol.TCP, 1: InboundProtocol.HBONE}
@@ -345,7 +272,8 @@ def _known(table: Mapping[int, T], number: int) -> T:
         raise PeerBrokeProtocol(f"decode error: unknown enumeration value {number}") from None
 
 
-def _workload_entry(resource_name: str, message: _ShallowWorkload) -> WorkloadEntry:
+def _workload_entry(resource_name: str, message: OwnWorkload) -> WorkloadEntry:
+    """Take a workload apart; the message is used up."""
     uid = message.uid
     if uid == resource_name:
         uid = resource_name  # one copy of a string that is kept by name and by uid
@@ -356,13 +284,10 @@ def _workload_entry(resource_name: str, message: _ShallowWorkload) -> WorkloadEn
             decode_ip(packed)  # raises
     place = _place(message.node, message.locality)
     clear = message.ClearField
-    clear("uid")
-    clear("name")
-    clear("addresses")
-    clear("node")
-    clear("locality")
-    clear("extensions")
-    return WorkloadEntry(uid, name, addresses, place, _shared(message.SerializeToString()))
+    for own in OWN_FIELDS:
+        clear(own)
+    shared = _shared(message.SerializeToString())
+    return tuple.__new__(WorkloadEntry, (uid, name, addresses, place, shared))  # a third of its __new__
 
 
 @lru_cache(PIECES_KEPT)
@@ -380,7 +305,7 @@ def _one_locality(locality: Locality) -> Locality:
 @lru_cache(SHARED_KEPT)
 def _shared(key: bytes) -> Shared:
     """Check and convert what is left of a workload without what is its own."""
-    message = _parse_workload(key)
+    message = parse_workload(key)
     if message.tunnel_protocol == _LEGACY_MTLS:
         raise PeerBrokeProtocol("unknown enum: unsupported tunnel protocol: legacy istio mtls")
     return Shared(
@@ -436,7 +361,7 @@ def _hostname(key: str) -> NamespacedHostname:
 
 @lru_cache(PIECES_KEPT)
 def _service_of_workload(entry: bytes) -> tuple[NamespacedHostname, Ports]:
-    message = _parse_entry(entry)
+    message = parse_services_entry(entry)
     return _hostname(message.key), _port_list(message.value)
 
 
@@ -507,7 +432,7 @@ _SCOPES: Final = {
 _NAMESPACE_ONLY: Final = 1
 
 
-def _service_entry(message: _ShallowService) -> ServiceEntry:
+def _service_entry(message: ShallowService) -> ServiceEntry:
     vips: list[NetworkAddress] = []
     cidr_vips: list[NetworkCidr] = []
     for data in message.addresses:

@@ -13,7 +13,7 @@ from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.mesh.decode import NO_ENDPOINTS, AddressEntry, PolicyEntry, WorkloadEntry
 from ztunnel_trio.mesh.policies import Policies
 from ztunnel_trio.mesh.services import Endpoints, Services
-from ztunnel_trio.mesh.workloads import Sketch, Template, Workloads
+from ztunnel_trio.mesh.workloads import Removed, Sketch, Template, Workloads
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.policy import Authorization
@@ -112,32 +112,36 @@ class Mesh:
         return changes
 
     def _put_workload(self, entry: WorkloadEntry, step: "_Step") -> None:
-        uid = entry.uid
+        uid, _, _, place, _ = entry
         template, old = self._workloads.put(entry)
-        is_local = self.local_node is not None and self.local_node == entry.place.node
-        if old is not None and old.is_same:
-            is_new = self._confirm(uid, template)
-        else:
-            is_new = True
-            if old is not None:
-                for backing, _ in old.template.backings:
-                    self._services.withdraw(backing, uid)
-            for backing, shape in template.backings:
-                if template.healthy or backing.takes_unhealthy:
-                    backing.endpoints[uid] = shape
-                    backing.memo = None
-                else:
-                    self._services.pass_over(backing, uid, shape)
-            if old is not None:
-                self._forsake(old.template)
-                if old.is_local and (
-                    old.template.prototype.authorization_policies != template.prototype.authorization_policies
-                ):
-                    step.attachments = True
-        if is_new or is_local:
-            step.workloads += 1
+        is_local = place.node == self.local_node
+        if old is None:
+            self._add_endpoints(uid, template)
+        elif not old.is_same:
+            self._replace_endpoints(uid, template, old, step)
+        elif not self._confirm(uid, template) and not is_local:
+            return
+        step.workloads += 1
         if is_local:
-            step.put.append(_local_workload(uid, template, entry.place.node))
+            step.put.append(_local_workload(uid, template, place.node))
+
+    def _add_endpoints(self, uid: str, template: Template) -> None:
+        for backing, shape in template.backings:
+            if template.healthy or backing.takes_unhealthy:
+                backing.endpoints[uid] = shape
+                backing.memo = None
+            else:
+                self._services.pass_over(backing, uid, shape)
+
+    def _replace_endpoints(self, uid: str, template: Template, old: Removed, step: "_Step") -> None:
+        for backing, _ in old.template.backings:
+            self._services.withdraw(backing, uid)
+        self._add_endpoints(uid, template)
+        self._forsake(old.template)
+        if old.is_local and (
+            old.template.prototype.authorization_policies != template.prototype.authorization_policies
+        ):
+            step.attachments = True
 
     def _confirm(self, uid: str, template: Template) -> bool:
         """Put the endpoints of a workload where its services lost them meanwhile; whether there were any."""

@@ -34,16 +34,20 @@ Account = tuple[str, str]
 
 
 class Numbered(Generic[K, V]):
-    """Values under small numbers, equal keys under the same one, each until its last holder lets go."""
+    """Values under small numbers, equal keys under the same one, each until its last holder lets go.
 
-    __slots__ = ("_free", "_holders", "_keys", "_numbers", "values")
+    `number` gives the number of a key, if it has one. Who keeps a number counts itself in `holders`.
+    """
+
+    __slots__ = ("_free", "_keys", "_numbers", "holders", "number", "values")
 
     def __init__(self) -> None:
         self.values: list[V | None] = []
+        self.holders: list[int] = []
         self._keys: list[K | None] = []
-        self._holders: list[int] = []
         self._numbers: dict[K, int] = {}
         self._free: list[int] = []
+        self.number: Final = self._numbers.get
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -53,30 +57,23 @@ class Numbered(Generic[K, V]):
         assert value is not None, "a number is used by its holders only"
         return value
 
-    def hold(self, key: K) -> int | None:
-        """The number of a key, for one more holder; None if there is none yet."""
-        number = self._numbers.get(key)
-        if number is not None:
-            self._holders[number] += 1
-        return number
-
     def add(self, key: K, value: V) -> int:
-        """A number for a new key and its first holder."""
+        """A number for a new key; nobody holds it yet."""
         if self._free:
             number = self._free.pop()
-            self.values[number], self._keys[number], self._holders[number] = value, key, 1
+            self.values[number], self._keys[number] = value, key
         else:
             number = len(self.values)
             self.values.append(value)
             self._keys.append(key)
-            self._holders.append(1)
+            self.holders.append(0)
         self._numbers[key] = number
         return number
 
     def release(self, number: int) -> V | None:
         """One holder fewer; the value, if that was the last."""
-        self._holders[number] -= 1
-        if self._holders[number]:
+        self.holders[number] -= 1
+        if self.holders[number]:
             return None
         key, value = self._keys[number], self.values[number]
         assert key is not None
@@ -89,12 +86,23 @@ class Numbered(Generic[K, V]):
 class Template:
     """What workloads share, with what is asked of it often."""
 
-    __slots__ = ("account", "backings", "healthy", "indexed", "prototype", "rank", "wants_certificate")
+    __slots__ = (
+        "account",
+        "backings",
+        "healthy",
+        "hostname",
+        "indexed",
+        "network",
+        "prototype",
+        "rank",
+        "wants_certificate",
+    )
 
     def __init__(self, shared: Shared, backing: Callable[[NamespacedHostname], Backing]) -> None:
         prototype = shared.prototype
         hbone = prototype.protocol is InboundProtocol.HBONE
         self.prototype = prototype
+        self.network, self.hostname = prototype.network, prototype.hostname
         self.account = (prototype.namespace, prototype.service_account)
         self.indexed = prototype.network_mode is not NetworkMode.HOST_NETWORK
         self.healthy = prototype.health is Health.HEALTHY
@@ -149,37 +157,35 @@ class Workloads:
         One that has not changed is left as it is.
         """
         uid, name, addresses, place, shared = entry
-        number = self._templates.hold(shared.key)
+        templates, places = self._templates, self._places
+        number = templates.number(shared.key)
         if number is None:
-            number = self._templates.add(shared.key, self._new_template(shared))
-        template = self._templates[number]
-        place_number = self._places.hold(place.key)
+            number = templates.add(shared.key, self._new_template(shared))
+        template = templates[number]
+        place_number = places.number(place.key)
         if place_number is None:
-            place_number = self._places.add(place.key, place)
+            place_number = places.add(place.key, place)
         block = addresses[0] if len(addresses) == 1 else _join(addresses)
         record = _HEAD.pack(number, place_number, len(block)) + block + _tail(uid, name)
         there = self._records.get(uid)
-        removed = None
-        if there is not None:
-            stays = self._stays(there, template, block)
-            if stays and there == record:
-                self._templates.release(number)
-                self._places.release(place_number)
-                return template, Removed(template, place, self._is_local(place), is_same=True)
-            removed = self._take_out(uid, there, with_addresses=not stays)
+        stays = there is not None and self._stays(there, template, block)
+        if stays and there == record:
+            return template, Removed(template, place, self._is_local(place), is_same=True)
+        templates.holders[number] += 1
+        places.holders[place_number] += 1
+        removed = None if there is None else self._take_out(uid, there, with_addresses=not stays)
         self._records[uid] = record
-        prototype = template.prototype
         if template.indexed and addresses:
-            network = self._by_address.get(prototype.network)
+            network = self._by_address.get(template.network)
             if network is None:
-                network = self._by_address[prototype.network] = {}
+                network = self._by_address[template.network] = {}
             for packed in addresses:
-                key = packed_key(packed)
+                key = int.from_bytes(packed, "big") if len(packed) == 4 else packed  # packed_key, in place
                 found = network.setdefault(key, uid)
                 if found is not uid:
                     network[key] = _with(found, uid)
-        if prototype.hostname:
-            self._by_hostname.setdefault(prototype.hostname, {})[uid] = None
+        if template.hostname:
+            self._by_hostname.setdefault(template.hostname, {})[uid] = None
         if self.local_node is None or self.local_node == place.node:
             self._local.setdefault(template.account, {})[uid] = None
         return template, removed
@@ -350,7 +356,7 @@ def _discard(index: dict[K, dict[str, None]], key: K, uid: str) -> None:
 
 def _tail(uid: str, name: str) -> bytes:
     """The name of a workload as it ends its record: nothing where the uid ends with it, as a pod's does."""
-    return b"" if uid.rpartition("/")[2] == name else b"=" + name.encode()
+    return b"" if uid.endswith("/" + name) and "/" not in name else b"=" + name.encode()
 
 
 def _name(uid: str, tail: bytes) -> str:

@@ -15,10 +15,10 @@ from typing import Final
 import trio
 
 LONG_SECONDS: Final = 0.001
-SHORT_SECONDS: Final = 0.0001
+SHORT_SECONDS: Final = 0.00006
 REST_SECONDS: Final = 0.0004
 BUSY_FOR_SECONDS: Final = 0.1
-_PART_OF_REST: Final = 0.2
+_PART_OF_REST: Final = 0.15
 
 
 def nothing_moves() -> int:
@@ -46,6 +46,11 @@ class Pace:
         if now < self._busy_until:
             seconds = min(LONG_SECONDS, max(SHORT_SECONDS, self._rested * _PART_OF_REST))
         self._until = now + seconds * part
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something else has moved lately."""
+        return self.now() < self._busy_until
 
     @property
     def is_over(self) -> bool:

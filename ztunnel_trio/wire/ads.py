@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from mmap import mmap
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -166,6 +166,17 @@ class Response:
     resources: Resources = field(default_factory=Resources)
     removed: list[str] = field(default_factory=list)
     count: int = 0
+
+
+class Arrived(Protocol):
+    """A resource of a response, of which this is all there is to remember."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
 
 
 class Resource(NamedTuple):
@@ -559,18 +570,19 @@ class Discovery:
         ).SerializeToString()
 
     def received(
-        self, type_url: str, resources: Iterable[Resource], rejected: Collection[str] = frozenset()
+        self, type_url: str, resources: Iterable[Arrived], rejected: Collection[str] = frozenset()
     ) -> None:
         """The mesh has these resources of a response now, but for the rejected ones."""
         known = self._known[type_url]
         put = known.put
-        for name, version, aliases, _ in resources:
+        for one in resources:
+            name = one.name
             if name in rejected:
                 known.hear(name)
             else:
-                put(name, version)
+                put(name, one.version)
             if self._asked:
-                self._answer(type_url, name, *aliases)
+                self._answer(type_url, name, *one.aliases)
 
     def removed(self, type_url: str, names: Iterable[str]) -> None:
         """The mesh has these no more, or never had them."""
