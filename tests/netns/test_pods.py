@@ -127,7 +127,7 @@ async def test_a_deleted_pods_ports_are_free_and_its_connections_cut(scene: Scen
         assert await fate(pod, scene.target) == "refused"
 
     after = await settled(scene.node, before.descriptors + 2)
-    assert after.threads == before.threads
+    assert after.threads <= before.threads
     # a tunnel of the client, which waits for more to do, and its kernel timer at most
     assert after.descriptors <= before.descriptors + 2
 
@@ -246,15 +246,16 @@ async def churn(scene: Scene, round_: int) -> None:
 @in_scene
 async def test_50_pods_leave_no_descriptor_thread_or_memory_behind(scene: Scene) -> None:
     count = await active(scene.node)
-    await churn(scene, 1)  # what is made once and kept: caches, the allocator's reserves
+    for first in (1, 2):  # what is made once and kept: caches, the allocator's reserves
+        await churn(scene, first)
     before, tasks = scene.node.proxy.usage(), await total(scene.node, TASKS)
 
-    await churn(scene, 2)
+    await churn(scene, 3)
 
     after = await settled(scene.node, before.descriptors)
     assert await total(scene.node, TASKS) <= tasks
     assert after.descriptors <= before.descriptors
-    assert after.threads == before.threads
+    assert after.threads <= before.threads  # one that read a file may have gone since
     assert after.resident_bytes <= before.resident_bytes + SLACK_BYTES
     assert await active(scene.node) == count
 
