@@ -50,7 +50,7 @@ class CallStream:
 
         async def send() -> None:
             await self._stream.send_request()
-            self._inbox = Inbox(self._stream._stream, self._alarm)  # before anything can arrive
+            self._inbox = self._alarm.inbox = Inbox(self._stream._stream)  # before anything can arrive
 
         await self._translated(send)
 

@@ -15,6 +15,7 @@ from typing import Final
 
 import grpclib.protocol
 import trio
+from grpclib.exceptions import StreamTerminatedError
 from grpclib.utils import Wrapper
 from h2.exceptions import StreamClosedError
 
@@ -22,45 +23,40 @@ WINDOW_BYTES: Final = 256 * 1024
 """Under way at most: worked through in 1.5 ms. With 64 KiB a large message costs half as much again."""
 
 
-class Alarm(Wrapper):
-    """Interrupts whoever waits for a stream that has failed, on the side of asyncio and on ours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failure: Exception | None = None
-        self.inbox: Inbox | None = None
-
-    def cancel(self, error: Exception) -> None:
-        self.failure = self.failure or error
-        if self.inbox is not None:
-            self.inbox.wake()
-        super().cancel(error)
-
-
 class Inbox(grpclib.protocol.Buffer):
-    """The DATA of a stream, from its opening to its end."""
+    """The DATA of a stream, from its opening to its end.
 
-    def __init__(self, stream: grpclib.protocol.Stream, alarm: Alarm) -> None:
+    It knows the connection but neither its stream nor its alarm: a connection that is over is to go at once,
+    with the 256 KiB its TLS keeps, and not when the garbage collector comes by.
+    """
+
+    def __init__(self, stream: grpclib.protocol.Stream) -> None:
         super().__init__(_no_credit)
-        self._stream = stream
-        self._alarm = alarm
+        self._stream_id = stream.id
+        self._connection = stream.connection
+        self._h2_connection = stream._h2_connection
         self._frames: deque[tuple[bytes | memoryview, int]] = deque()  # with what they took of the window
         self._size = 0
         self._withheld = 0
+        self._failure: str | None = None
         self._news = trio.Event()
-        alarm.inbox = self
         stream.buffer = self
 
     def add(self, data: bytes, ack_size: int) -> None:
         """A frame has arrived, which took so much of the window (RFC 9113 6.9.1)."""
         self._frames.append((data, ack_size))
         self._size += len(data)
-        self.wake()
+        self._news.set()
 
     def eof(self) -> None:
         """The stream has ended regularly."""
         self._eof = True
-        self.wake()
+        self._news.set()
+
+    def fail(self, reason: str) -> None:
+        """The stream has failed; the first reason counts."""
+        self._failure = self._failure or reason
+        self._news.set()
 
     @property
     def has_ended(self) -> bool:
@@ -70,10 +66,6 @@ class Inbox(grpclib.protocol.Buffer):
     def unacked_size(self) -> int:
         """What to return to the connection when the stream is forgotten; nobody else uses that one."""
         return 0
-
-    def wake(self) -> None:
-        """Let the reader look again."""
-        self._news.set()
 
     async def take(self, least: int, most: int, under_way: int = WINDOW_BYTES) -> bytes:
         """What is there, once it is at least so much; fewer bytes when the stream has ended.
@@ -87,8 +79,8 @@ class Inbox(grpclib.protocol.Buffer):
         await trio.lowlevel.checkpoint_if_cancelled()
         self._return_credit(under_way)
         while self._size < least and not self._eof:
-            if self._alarm.failure is not None:
-                raise self._alarm.failure
+            if self._failure is not None:
+                raise StreamTerminatedError(self._failure)
             self._news = trio.Event()
             await self._news.wait()
         taken: list[bytes | memoryview] = []
@@ -110,11 +102,23 @@ class Inbox(grpclib.protocol.Buffer):
         if due < under_way // 2:
             return
         self._withheld -= due
-        connection = self._stream._h2_connection
-        connection.increment_flow_control_window(due)
+        self._h2_connection.increment_flow_control_window(due)
         with suppress(StreamClosedError):  # closed to new frames; what had arrived is still read
-            connection.increment_flow_control_window(due, self._stream.id)
-        self._stream.connection.flush()
+            self._h2_connection.increment_flow_control_window(due, self._stream_id)
+        self._connection.flush()
+
+
+class Alarm(Wrapper):
+    """Interrupts whoever waits for a stream that has failed, on the side of asyncio and on ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inbox: Inbox | None = None
+
+    def cancel(self, error: Exception) -> None:
+        if self.inbox is not None:
+            self.inbox.fail(str(error))
+        super().cancel(error)
 
 
 def _no_credit(_size: int) -> None:

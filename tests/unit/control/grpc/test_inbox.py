@@ -56,7 +56,8 @@ class Wire:
 
 def made() -> tuple[Wire, Alarm, Inbox]:
     wire, alarm = Wire(), Alarm()
-    return wire, alarm, Inbox(cast(grpclib.protocol.Stream, wire), alarm)
+    alarm.inbox = Inbox(cast(grpclib.protocol.Stream, wire))
+    return wire, alarm, alarm.inbox
 
 
 @trio_test
