@@ -53,7 +53,7 @@ async def serve(config: Config, about: BuildInfo, began: float) -> None:
     parts = build(config, about, began)
     async with trio.open_nursery() as services:
         await services.start(parts.engine.run)
-        parts.metrics.watch_loop()
+        parts.metrics.watch_loop(parts.engine.tell_waits)
         await services.start(drain_on_signals, parts.drain)
         for server in parts.servers:
             await services.start(server.run, parts.drain.requested)

@@ -378,8 +378,8 @@ async def world(settings: ProxySettings | None = None, *, grace_seconds: float =
                     nursery.cancel_scope.cancel(reason="the test is over")
             assert engine.registered == 0
             services.cancel_scope.cancel(reason="the test is over")
-        assert metrics.sockets_open("source")._value.get() == 0
-        assert metrics.sockets_open("destination")._value.get() == 0
+        assert metrics.sockets_open("source").count == 0
+        assert metrics.sockets_open("destination").count == 0
         assert all(not registry.inbound and not registry.outbound for registry in made.registries.values())
         assert made.metric("istio_tcp_connections_opened_total") == made.metric(
             "istio_tcp_connections_closed_total"

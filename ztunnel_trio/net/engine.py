@@ -21,14 +21,12 @@ is used only where they are found. Callbacks make tasks runnable while Trio has 
 sleep, so whoever does that calls `wake`.
 """
 
-import fcntl
 import logging
 import os
 import select
-import termios
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
@@ -43,6 +41,8 @@ CHUNKS_A_TURN: Final = 2  # what one pump moves before the others get their turn
 _EVENTS_A_POLL: Final = 256
 _LONGEST_STAY: Final = 0.05  # seconds Trio is kept waiting under endless traffic
 _Events = list[tuple[int, int]]
+Worked = Callable[[float, float], None]
+"""Told before Trio waits: the seconds it worked since it last woke, and how long it may wait."""
 
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
@@ -114,6 +114,7 @@ class Engine:
 
     def __init__(self, *, in_front: bool = True) -> None:
         self._in_front = in_front
+        self._worked: Worked | None = None
         self._epoll = select.epoll()
         self._ends: dict[int, End] = {}
         self.moved = 0  # events so far, and rounds asked for: bulk work makes way while it grows
@@ -128,7 +129,6 @@ class Engine:
         self.incoming = memoryview(bytearray(READ_BYTES))
         self.outgoing = memoryview(bytearray(HEADER_ROOM + CHUNK_BYTES))
         self.payload = self.outgoing[HEADER_ROOM:]
-        self._queue_length = bytearray(4)
 
     # -- for ends
 
@@ -166,10 +166,12 @@ class Engine:
         """A task was made runnable: Trio must not go to sleep now."""
         self._woken = True
 
-    def is_drained(self, fd: int) -> bool:
-        """Whether a socket's receive queue is empty: a sixth of the price of a read that would block."""
-        fcntl.ioctl(fd, termios.FIONREAD, self._queue_length)
-        return not any(self._queue_length)
+    def tell_waits(self, worked: Worked) -> bool:
+        """Call `worked` before each wait of Trio's from now on; False: we do not stand in front of it."""
+        if self._trios_epoll < 0:
+            return False
+        self._worked = worked
+        return True
 
     @property
     def registered(self) -> int:
@@ -232,17 +234,22 @@ class Engine:
                 end.ready(flags)
             except Exception as error:  # noqa: BLE001  # a pump's failure is its own connection's
                 _break(end, error)
-        self.moved += len(events) - trio_is_ready + len(self._later)
-        for _ in range(len(self._later)):
-            end = self._later.popleft()
-            try:
-                end.go_on()
-            except Exception as error:  # noqa: BLE001  # as above
-                _break(end, error)
+        self.moved += len(events) - trio_is_ready
+        if self._later:
+            self._go_on()
         if self._writers:
             self._write_out()
         self._in_turn = False
         return trio_is_ready
+
+    def _go_on(self) -> None:
+        self.moved += len(self._later)
+        for _ in range(len(self._later)):
+            end = self._later.popleft()
+            try:
+                end.go_on()
+            except Exception as error:  # noqa: BLE001  # a pump's failure is its own connection's
+                _break(end, error)
 
     def _write_out(self) -> None:
         while self._writers:  # whose writing may make others write
@@ -290,6 +297,7 @@ class _InFront:
         self._engine = engine
         self._trios = trios
         self._epoll = trios._epoll
+        self._woke = time.monotonic()
         self.process_events = trios.process_events
 
     def __getattr__(self, name: str) -> object:
@@ -305,9 +313,17 @@ class _InFront:
         """
         engine = self._engine
         engine._woken = False
+        now = time.monotonic()
+        if engine._worked is not None:
+            engine._worked(now - self._woke, timeout)
+        events = self._wait(now, timeout)
+        self._woke = time.monotonic()
+        return events
+
+    def _wait(self, now: float, timeout: float) -> _Events:
+        engine = self._engine
         if timeout <= 0:
             return self._trios.get_events(0) if engine.turn(0) else []
-        now = time.monotonic()
         until = now + timeout
         busy_since = now
         while True:

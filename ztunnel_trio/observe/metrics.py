@@ -31,6 +31,8 @@ IDLE_SECONDS: Final = 4 * 3600.0
 LOOK_AT: Final = 16  # series looked at to find one that may be forgotten
 
 Reporter = Literal["source", "destination"]
+Worked = Callable[[float, float], None]
+"""Told before the event loop waits: the seconds it worked since it last woke, and how long it may wait."""
 
 SOURCE_LABELS: Final = (
     "source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
@@ -56,6 +58,7 @@ HOLD_FAMILY: Final = "event_loop_hold_seconds"
 HOLD_BUCKETS: Final = (
     0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25
 )  # fmt: skip
+SHORTEST_HOLD: Final = HOLD_BUCKETS[0]
 
 SUCCESS: Final = "-"
 
@@ -200,30 +203,65 @@ class FailedSeries(Collector):
         yield self._traffic.failures()
 
 
+class Tally:
+    """How many bodies of `with tally:` run now. A Gauge makes eight calls for each of the two additions."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
+class OpenSockets(Collector):
+    """The accepted sockets of each side."""
+
+    def __init__(self) -> None:
+        self.of: dict[Reporter, Tally] = {}
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        name = "istio_tcp_sockets_open"
+        family = Metric(name, "The current number of open TCP sockets (unstable).", "gauge")
+        for reporter, tally in self.of.items():
+            family.add_sample(name, {"reporter": reporter}, tally.count)
+        yield family
+
+
 class LoopWatch(trio.abc.Instrument):
-    """Counts how often the event loop went to sleep and woke, and the turns in which it let nobody in."""
+    """Counts how often the event loop went to sleep, and the turns in which it let nobody in.
+
+    An instrument where nobody else stands in front of the loop's wait to call `worked`.
+    """
 
     def __init__(self) -> None:
         self.parked = 0
-        self.woken = 0
         self.holds = [0] * (len(HOLD_BUCKETS) + 1)
         self.turns = 0
         self.held_seconds = 0.0
         self._began = time.perf_counter()
 
-    def before_io_wait(self, timeout: float) -> None:
-        held = time.perf_counter() - self._began
+    def worked(self, held: float, timeout: float) -> None:
+        """The loop worked for `held` seconds and waits now, for up to `timeout`."""
         self.turns += 1
         self.held_seconds += held
-        if held > HOLD_BUCKETS[0]:
+        if held > SHORTEST_HOLD:
             self.holds[bisect_left(HOLD_BUCKETS, held)] += 1
         if timeout > 0:
             self.parked += 1
 
+    def before_io_wait(self, timeout: float) -> None:
+        self.worked(time.perf_counter() - self._began, timeout)
+
     def after_io_wait(self, timeout: float) -> None:
         self._began = time.perf_counter()
-        if timeout > 0:
-            self.woken += 1
 
     def hold_lines(self) -> list[str]:
         """The histogram of holds, as samples."""
@@ -271,7 +309,7 @@ class ProcessAndLoop(Collector):
             text = "the total number of times the given worker thread has parked"
             yield RenderedFamily(name, text, [f'{name}_total{{worker="0"}} {self.watch.parked}'])
             name = "tokio_worker_park_unpark_count"
-            both = self.watch.parked + self.watch.woken
+            both = 2 * self.watch.parked  # whoever reads this is awake
             text = "the total number of times the given worker thread has parked and unparked"
             yield RenderedFamily(name, text, [f'{name}_total{{worker="0"}} {both}'])
             text = "how long the event loop worked before it looked at the network again (unstable)"
@@ -352,9 +390,8 @@ class Metrics:
         self._on_demand_dns = counter("istio_on_demand_dns", text, (*SOURCE_LABELS, "hostname"))
         self._on_demand_recent = Recent(most_series)
         self.registry.register(FailedSeries(self.traffic))
-        text = "The current number of open TCP sockets (unstable)."
-        self._sockets = gauge("istio_tcp_sockets_open", text, ("reporter",))
-        self._sockets_of: dict[Reporter, Gauge] = {}
+        self._sockets = OpenSockets()
+        self.registry.register(self._sockets)
         text = "The total number of connections rejected due to CRL certificate revocation (unstable)."
         self._crl_rejections = counter("istio_crl_policy_rejections", text, ("reporter",))
         text = "The total number of connections not tracked for CRL enforcement (unstable)."
@@ -397,10 +434,15 @@ class Metrics:
             self._stopped = counter("workload_manager_proxies_stopped", text)
         self._shared = shared
 
-    def watch_loop(self) -> None:
-        """Count the loop's sleeps from now on; call once, inside `trio.run`."""
-        self._process.watch = LoopWatch()
-        trio.lowlevel.add_instrument(self._process.watch)
+    def watch_loop(self, tell: Callable[[Worked], bool] = lambda _: False) -> None:
+        """Count the loop's sleeps from now on; call once, inside `trio.run`.
+
+        `tell` hands what is to be told of each wait to whoever stands in front of it, and is False where
+        nobody does.
+        """
+        watch = self._process.watch = LoopWatch()
+        if not tell(watch.worked):  # an instrument takes six calls a turn
+            trio.lowlevel.add_instrument(watch)
 
     # control plane
     def xds_termination(self, reason: str) -> None:
@@ -413,11 +455,11 @@ class Metrics:
         self._xds_bytes.labels(url).inc(size)
 
     # data plane
-    def sockets_open(self, reporter: Reporter) -> Gauge:
-        """The gauge of accepted sockets of one side; keep it, `inc()` and `dec()` it."""
-        found = self._sockets_of.get(reporter)
+    def sockets_open(self, reporter: Reporter) -> Tally:
+        """The count of accepted sockets of one side; each is served within it."""
+        found = self._sockets.of.get(reporter)
         if found is None:
-            found = self._sockets_of[reporter] = self._sockets.labels(reporter)
+            found = self._sockets.of[reporter] = Tally()
         return found
 
     def on_demand_dns(self, source: Sequence[str], hostname: str) -> None:

@@ -31,7 +31,7 @@ from ztunnel_trio.proxy.held import Held
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
-from ztunnel_trio.proxy.serving import counted, ended_by, log
+from ztunnel_trio.proxy.serving import ended_by, log
 from ztunnel_trio.proxy.tunnel import ServerTunnel, Tunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
 from ztunnel_trio.supervise.drain import Drain
@@ -65,7 +65,7 @@ class Inbound:
 
     async def serve(self, sock: socket.socket, peer: SocketAddress) -> None:
         """Serve one TCP connection: handshake, then a tunnel until either side ends it."""
-        with counted(self.node.metrics.sockets_open("destination")):
+        with self.node.metrics.sockets_open("destination"):
             local = local_address(sock)
             deny = partial(
                 self.node.access.refuse, source=peer, destination=local, direction=Direction.INBOUND

@@ -40,7 +40,7 @@ from ztunnel_trio.proxy.dialler import Dialler, is_revoked
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import Pool, PoolKey
 from ztunnel_trio.proxy.registry import OutboundEntry, Registry
-from ztunnel_trio.proxy.serving import contained, counted, ended_by
+from ztunnel_trio.proxy.serving import contained, ended_by
 from ztunnel_trio.proxy.tunnel import ClientTunnel
 from ztunnel_trio.proxy.tunnel_stream import Carrier, H2Failed, TunnelStream
 from ztunnel_trio.wire.header_values import (
@@ -166,7 +166,7 @@ class Outbound:
         trace = self.node.new_trace()
         with (
             span("outbound", id=Bare(trace.trace_id)),
-            counted(self.node.metrics.sockets_open("source")),
+            self.node.metrics.sockets_open("source"),
         ):
             call = Call(peer, original_destination(sock), trace, self.node.access.now())
             carried = await self.establish(sock, call)

@@ -21,7 +21,7 @@ from ztunnel_trio.proxy.held import Held
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
-from ztunnel_trio.proxy.serving import counted, ended_by
+from ztunnel_trio.proxy.serving import ended_by
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +37,7 @@ class Passthrough:
 
     async def serve(self, sock: socket.socket, client: SocketAddress) -> None:
         """Serve one redirected connection."""
-        with counted(self.node.metrics.sockets_open("destination")):
+        with self.node.metrics.sockets_open("destination"):
             await self.serve_to(sock, client, original_destination(sock))
 
     async def serve_to(self, sock: socket.socket, client: SocketAddress, destination: SocketAddress) -> None:

@@ -4,7 +4,6 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import trio
-from prometheus_client import Gauge
 
 from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import SocketAddress
@@ -43,18 +42,3 @@ def ended_by(error: BaseException) -> Refusal:
             return Refusal(Reason.DRAIN)
         case _:
             return Refusal(Reason.RELAY, f"bug: {error!r}")
-
-
-class counted:  # noqa: N801  a context manager by its use
-    """Count the body in a gauge, for as long as it runs. An eighth of what a generator would keep."""
-
-    __slots__ = ("_gauge",)
-
-    def __init__(self, gauge: Gauge) -> None:
-        self._gauge = gauge
-
-    def __enter__(self) -> None:
-        self._gauge.inc()
-
-    def __exit__(self, *_: object) -> None:
-        self._gauge.dec()

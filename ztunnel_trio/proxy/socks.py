@@ -11,7 +11,6 @@ from ztunnel_trio.model.address import HostPort, IPAddress, SocketAddress
 from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.observe.log import Bare, get_logger, span
 from ztunnel_trio.proxy.outbound import Call, Outbound
-from ztunnel_trio.proxy.serving import counted
 from ztunnel_trio.wire.socks5 import ConnectRequested, Negotiation, NegotiationFailed, ReplyCode
 
 log = get_logger("proxy::socks5")
@@ -36,7 +35,7 @@ class Socks:
         trace = node.new_trace()
         with (
             span("socks5", id=Bare(trace.trace_id)),
-            counted(node.metrics.sockets_open("source")),
+            node.metrics.sockets_open("source"),
         ):
             negotiation = Negotiation(has_names=self.resolve is not None)
             try:

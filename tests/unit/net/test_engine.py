@@ -7,7 +7,6 @@ import trio
 import trio.testing
 
 from tests.fakes.trio_test import trio_test
-from tests.fakes.tunnels import tcp_pair
 from ztunnel_trio.net import engine as engine_module
 from ztunnel_trio.net.engine import Engine, Once
 
@@ -200,6 +199,33 @@ async def test_without_trios_epoll_the_engine_runs_as_a_task(monkeypatch: pytest
 
 
 @trio_test
+async def test_in_front_of_trio_the_engine_tells_of_its_waits() -> None:
+    engine = Engine()
+    told: list[tuple[float, float]] = []
+    assert not engine.tell_waits(lambda held, timeout: told.append((held, timeout)))  # it does not run yet
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        assert engine.tell_waits(lambda held, timeout: told.append((held, timeout)))
+        await trio.sleep(0.002)
+        time.sleep(0.03)  # noqa: ASYNC251  the work it is to tell of
+        await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    longest, timeout = max(told)
+    assert 0.03 <= longest < 2
+    assert timeout == 0  # a task was ready to run
+    assert any(timeout > 0 for _, timeout in told)
+
+
+@trio_test
+async def test_as_a_task_the_engine_knows_nothing_of_waits() -> None:
+    engine = Engine(in_front=False)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        assert not engine.tell_waits(lambda held, timeout: None)
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
 async def test_the_engine_finds_its_way_into_this_trio() -> None:
     assert engine_module._find_runner() is not None
 
@@ -214,16 +240,6 @@ async def test_once_may_be_waited_for_after_the_fact_and_cancelled_before() -> N
     once.set()
     await once.wait()
     assert once.is_set
-
-
-def test_a_drained_socket_is_known_without_reading() -> None:
-    engine = Engine()
-    near, far = tcp_pair()
-    with near, far:
-        assert engine.is_drained(near.fileno())
-        far.send(b"x")
-        assert select.select([near], [], [], 5)[0]
-        assert not engine.is_drained(near.fileno())
 
 
 def test_forgetting_twice_is_harmless() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tls_pair
+from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.transport import TlsSocket
 
 
@@ -36,6 +37,35 @@ async def test_after_our_goodbye_alone_the_peer_is_still_read() -> None:
     assert buffer[:4] == b"late"
     ours.stop()
     theirs.stop()
+
+
+@trio_test
+async def test_a_drained_one_is_known_without_reading() -> None:
+    near, far = await tls_pair()
+    ours, theirs = TlsSocket(near), TlsSocket(far)
+    assert not ours.is_drained()  # nobody looks at it yet, so nobody knows
+    ours.start(Engine(), Unmoved())
+    with pytest.raises(ssl.SSLWantReadError):
+        ours.read(10, memoryview(bytearray(10)))
+
+    assert ours.is_drained()
+    theirs.write(b"x")
+    assert not ours.is_drained()
+    ours.stop()
+    theirs.stop()
+
+
+class Unmoved:
+    """An end that nothing is told."""
+
+    def ready(self, flags: int) -> None:
+        raise AssertionError(flags)
+
+    def go_on(self) -> None:
+        raise AssertionError
+
+    def broke(self, error: Exception) -> None:
+        raise AssertionError from error
 
 
 @trio_test

@@ -1,7 +1,7 @@
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import trio
@@ -40,7 +40,8 @@ def everything() -> Metrics:
     metrics.xds_message("type.googleapis.com/istio.workload.Address", 100)
     metrics.traffic.open(LABELS, Traffic()).finish(Traffic(), "CONNECT", 0)
     metrics.on_demand_dns(["a"] * len(SOURCE_LABELS), "host")
-    metrics.sockets_open("source").inc()
+    with metrics.sockets_open("source"):
+        pass
     metrics.crl_rejection("destination")
     metrics.crl_untracked("source")
     metrics.connect_retry("source")
@@ -50,6 +51,14 @@ def everything() -> Metrics:
     metrics.dns_upstream_failure(labels)
     metrics.dns_upstream_duration(labels, 0.002)
     return metrics
+
+
+def test_open_sockets_are_those_being_served() -> None:
+    metrics = Metrics()
+    assert "istio_tcp_sockets_open" not in metrics.render().decode()
+    with metrics.sockets_open("source"), metrics.sockets_open("source"):
+        assert '\nistio_tcp_sockets_open{reporter="source"} 2\n' in metrics.render().decode()
+    assert '\nistio_tcp_sockets_open{reporter="source"} 0\n' in metrics.render().decode()
 
 
 def families(text: str) -> list[str]:
@@ -316,6 +325,28 @@ async def test_turns_in_which_the_loop_let_nobody_in_are_counted_by_length() -> 
     assert counts["0.25"] == counts["+Inf"] == total
     assert list(counts.values()) == sorted(counts.values())
     assert float(re.search(r"^event_loop_hold_seconds_sum (.+)$", text, re.MULTILINE)[1]) > 0.06  # type: ignore[index]
+
+
+@trio_test
+async def test_who_stands_before_the_loops_wait_tells_of_it() -> None:
+    metrics = Metrics()
+    tellers: list[Callable[[float, float], None]] = []
+
+    def tell(worked: Callable[[float, float], None]) -> bool:
+        tellers.append(worked)
+        return True
+
+    metrics.watch_loop(tell)
+    await trio.sleep(0.001)
+    tellers[0](0.3, 0.0)
+    tellers[0](0.0001, 1.0)
+
+    text = metrics.render().decode()
+
+    assert '\ntokio_worker_park_count_total{worker="0"} 1\n' in text
+    assert '\ntokio_worker_park_unpark_count_total{worker="0"} 2\n' in text
+    assert "\nevent_loop_hold_seconds_count 2\n" in text
+    assert '\nevent_loop_hold_seconds_bucket{le="0.25"} 1\n' in text
 
 
 @pytest.fixture

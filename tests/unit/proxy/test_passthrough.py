@@ -14,7 +14,7 @@ from tests.fakes.world import SERVER, World, deny_all, patient_clock, world
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.listener import peer_address
 from ztunnel_trio.proxy.passthrough import Passthrough
-from ztunnel_trio.proxy.serving import counted, serve_one
+from ztunnel_trio.proxy.serving import serve_one
 
 HERE = SERVER.addresses[0]
 
@@ -23,7 +23,7 @@ def knock(it: World, serving: Passthrough, target: SocketAddress) -> App:
     """A client's connection to `target`, redirected to what serves plain text."""
 
     async def handler(sock: socket.socket, peer: SocketAddress) -> None:
-        with counted(it.node.metrics.sockets_open("destination")):
+        with it.node.metrics.sockets_open("destination"):
             await serving.serve_to(sock, peer, target)
 
     near, far = tcp_pair()

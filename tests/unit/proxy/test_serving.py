@@ -4,8 +4,7 @@ from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tcp_pair
 from tests.fakes.world import at, captured
 from ztunnel_trio.errors import Reason, Refusal, Refused
-from ztunnel_trio.observe.metrics import Metrics
-from ztunnel_trio.proxy.serving import contained, counted, ended_by, serve_one
+from ztunnel_trio.proxy.serving import contained, ended_by, serve_one
 
 PEER = at("127.0.0.2:1")
 
@@ -55,13 +54,6 @@ async def test_a_cancellation_passes_and_closes_the_socket() -> None:
         await serve_one(handler, far, PEER)
     assert scope.cancelled_caught
     assert far.fileno() < 0
-
-
-def test_a_gauge_counts_what_runs() -> None:
-    gauge = Metrics(version="test", shared=True, dns=False).sockets_open("source")
-    with counted(gauge), counted(gauge):
-        assert gauge._value.get() == 2
-    assert gauge._value.get() == 0
 
 
 def test_what_the_line_says_of_an_exception() -> None:
