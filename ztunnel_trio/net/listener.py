@@ -33,6 +33,8 @@ from ztunnel_trio.spec.linux import (
 log = logging.getLogger("ztunnel::socket")
 
 Serve = Callable[[socket.socket, SocketAddress], Awaitable[object]]
+_Sockaddr = tuple[str, int] | tuple[str, int, int, int]
+_Accept = Callable[[], tuple[int, _Sockaddr]]
 
 BURST: Final = 64  # connections accepted between two turns of everybody else
 PAUSE_SECONDS: Final = 0.1  # as trio.serve_listeners: time for others to give descriptors back
@@ -70,7 +72,18 @@ class Listener:
     the port the kernel chose if 0 was asked for.
     """
 
-    __slots__ = ("_keepalive", "_set_keepalive", "address", "on_close", "sock", "transparent")
+    __slots__ = (
+        "_accept",
+        "_family",
+        "_keepalive",
+        "_kind",
+        "_protocol",
+        "_set_keepalive",
+        "address",
+        "on_close",
+        "sock",
+        "transparent",
+    )
 
     def __init__(
         self,
@@ -81,6 +94,9 @@ class Listener:
         set_keepalive: Callable[[socket.socket], None] | None = None,
     ) -> None:
         self.sock = sock
+        # The system call behind socket.accept; not documented, there since Python 3.
+        self._accept: _Accept = sock._accept  # type: ignore[attr-defined]
+        self._family, self._kind, self._protocol = int(sock.family), int(sock.type), sock.proto
         self.address = _address(sock.getsockname())
         self.transparent = transparent
         self.on_close: Callable[[], None] | None = None  # for whoever accepts by other means than a task
@@ -100,7 +116,9 @@ class Listener:
             BlockingIOError: there is none.
             OSError: as accept(2).
         """
-        sock, peer = self.sock.accept()
+        fd, peer = self._accept()
+        # As socket.accept, which looks up names for three numbers, and what the default timeout is.
+        sock = socket.socket(self._family, self._kind, self._protocol, fileno=fd)
         sock.setblocking(False)
         return Accepted(sock, _address(peer))
 
@@ -256,12 +274,12 @@ def original_destination(sock: socket.socket) -> SocketAddress:
     """
     try:
         raw = sock.getsockopt(SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
-        return SocketAddress(IPv4Address(raw[4:8]), int.from_bytes(raw[2:4], "big"))
+        return SocketAddress(_unpacked_ip(raw[4:8]), int.from_bytes(raw[2:4], "big"))
     except OSError:
         pass
     try:
         raw = sock.getsockopt(SOL_IPV6, IP6T_SO_ORIGINAL_DST, SOCKADDR_IN6_SIZE)
-        return SocketAddress(canonical(IPv6Address(raw[8:24])), int.from_bytes(raw[2:4], "big"))
+        return SocketAddress(_unpacked_ip(raw[8:24]), int.from_bytes(raw[2:4], "big"))
     except OSError as error:
         local = local_address(sock)
         if not _is_transparent(sock):
@@ -303,7 +321,7 @@ def _warn_unredirected(sock: socket.socket, local: SocketAddress, error: OSError
     )
 
 
-def _address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> SocketAddress:
+def _address(sockaddr: _Sockaddr) -> SocketAddress:
     """What the socket module gives, without an IPv6 scope, canonical."""
     return SocketAddress(_ip(sockaddr[0]), sockaddr[1])
 
@@ -313,3 +331,8 @@ def _ip(host: str) -> IPAddress:
     if ":" not in host:
         return IPv4Address(host)
     return canonical(IPv6Address(host.partition("%")[0]))
+
+
+@lru_cache(maxsize=4096)
+def _unpacked_ip(packed: bytes) -> IPAddress:
+    return IPv4Address(packed) if len(packed) == 4 else canonical(IPv6Address(packed))

@@ -14,8 +14,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NewType, Self
 
@@ -101,19 +100,29 @@ class Netns:
         if fd >= 0:
             os.close(fd)
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> "_Inside":
         """Run the body with this thread in the namespace. The body must not await or start threads.
 
         Raises:
             OSError: it could not be entered; the body has not run.
         """
-        home = _home()
+        return _Inside(self._fd)
+
+
+class _Inside:
+    """A stay in a namespace; a generator would take six calls more, for every connection."""
+
+    __slots__ = ("_fd", "_home")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> None:
+        self._home = _home()
         _setns(self._fd)
-        try:
-            yield
-        finally:
-            _return_or_abort(home)
+
+    def __exit__(self, *_: object) -> None:
+        _return_or_abort(self._home)
 
 
 class _Home:

@@ -164,6 +164,8 @@ class _StreamPair(Pair):
 
     def _failure(self) -> str | None:
         first, second = self._read_error, self._write_error  # socket -> stream, stream -> socket
+        if first is None and second is None:
+            return None
         names = ("send", "receive")
         if not self._is_outbound:
             first, second = second, first

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import IO, Final
+from typing import IO, Final, Self
 
 from ztunnel_trio.errors import ConfigError
 
@@ -47,6 +47,7 @@ ALWAYS: Final = "hickory_server::server=off"
 QUEUE_LINES: Final = 10_000  # ztunnel src/telemetry.rs
 BATCH_LINES: Final = 64  # lines one write of the thread carries at most, same source
 CLOSE_SECONDS: Final = 1.0
+MOST_TARGETS: Final = 4096  # whose level is remembered
 ATOMIC_BYTES: Final = select.PIPE_BUF  # a pipe that polls writable takes so much without blocking
 
 OWN_ROOTS: Final = frozenset(
@@ -200,12 +201,30 @@ class Filter:
 # ---------------------------------------------------------------------------------------------- spans
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A named stretch of work with its fields."""
+class span:  # noqa: N801  a context manager by its use
+    """A named stretch of work: events within the body, and in tasks started there, carry it and its fields.
 
-    name: str
-    fields: tuple[tuple[str, FieldValue], ...]
+    None fields are left out. A class, since every connection keeps one: a generator would keep five times
+    as much.
+    """
+
+    __slots__ = ("_given", "_token", "name")
+
+    def __init__(self, name: str, /, **fields: FieldValue) -> None:
+        self.name = name
+        self._given = tuple(fields.items())
+
+    def __enter__(self) -> Self:
+        self._token = current_spans.set((*current_spans.get(), self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        current_spans.reset(self._token)
+
+    @property
+    def fields(self) -> list[tuple[str, FieldValue]]:
+        """What it tells of itself."""
+        return [(key, value) for key, value in self._given if value is not None]
 
     @property
     def plain(self) -> str:
@@ -214,26 +233,7 @@ class Span:
         return f":{self.name}{{{inner}}}" if inner else f":{self.name}"
 
 
-current_spans: ContextVar[tuple[Span, ...]] = ContextVar("current_spans", default=())
-
-
-class span:  # noqa: N801  a context manager by its use
-    """Events within the body, and in tasks started there, carry this span. None fields are left out.
-
-    A class, since every connection keeps one: a generator would keep five times as much.
-    """
-
-    __slots__ = ("_made", "_token")
-
-    def __init__(self, name: str, /, **fields: FieldValue) -> None:
-        self._made = Span(name, tuple([(key, value) for key, value in fields.items() if value is not None]))
-
-    def __enter__(self) -> Span:
-        self._token = current_spans.set((*current_spans.get(), self._made))
-        return self._made
-
-    def __exit__(self, *_: object) -> None:
-        current_spans.reset(self._token)
+current_spans: ContextVar[tuple[span, ...]] = ContextVar("current_spans", default=())
 
 
 # ----------------------------------------------------------------------------------------- text forms
@@ -278,7 +278,7 @@ def json_value(value: FieldValue) -> str:
 
 
 def plain_line(
-    moment: str, level: int, target: str, message: str | None, fields: Fields, spans: tuple[Span, ...] = ()
+    moment: str, level: int, target: str, message: str | None, fields: Fields, spans: tuple[span, ...] = ()
 ) -> str:
     """`TIME \\t LEVEL \\t SCOPE[:SPAN{...}]... \\t MESSAGE \\t k=v k=v`, without the line's end."""
     scope = target.removeprefix(OWN_PREFIX)
@@ -292,7 +292,7 @@ def plain_line(
 
 
 def json_line(
-    moment: str, level: int, target: str, message: str | None, fields: Fields, spans: tuple[Span, ...] = ()
+    moment: str, level: int, target: str, message: str | None, fields: Fields, spans: tuple[span, ...] = ()
 ) -> str:
     """`{"level":…,"time":…,"scope":…,"message":…, fields, spans}`, without the line's end."""
     parts = [f'{{"level":"{NAMES[level]}","time":"{moment}","scope":{json_value(target)}']
@@ -451,25 +451,16 @@ class Output(logging.Handler):
         self.writer = writer
         self._format = json_line if is_json else plain_line
         self._clock = Clock()
-        self._reach: dict[str, int] = {}
 
     def use(self, chosen: Filter) -> None:
         """Change the filter for everything from here on."""
         self.filter_now = chosen
-        self._reach = {}
+        _reach.clear()
         root = logging.getLogger()
         root.setLevel(chosen.lowest())
         for name in list(root.manager.loggerDict):
             logger = logging.getLogger(name)
             logger.setLevel(chosen.reach(target_of(name)))
-
-    def is_enabled(self, target: str, level: int) -> bool:
-        reach = self._reach.get(target)
-        if reach is None:
-            reach = self.filter_now.reach(target)
-            if len(self._reach) < 4096:
-                self._reach[target] = reach
-        return level >= reach
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -492,7 +483,7 @@ class Output(logging.Handler):
         target: str,
         message: str | None,
         fields: Fields,
-        spans: tuple[Span, ...] = (),
+        spans: tuple[span, ...] = (),
         *,
         verbatim: bool = False,
     ) -> None:
@@ -504,6 +495,7 @@ class Output(logging.Handler):
 
 
 _output: Output | None = None
+_reach: Final[dict[str, int]] = {}  # of targets asked for, while there is an output
 
 
 def configure(filter_text: str | None, *, is_json: bool = False, stream: IO[str]) -> Output:
@@ -534,6 +526,7 @@ def unconfigure() -> None:
     root.removeHandler(_output)
     _output.writer.close()
     _output = None
+    _reach.clear()
     root.setLevel(logging.WARNING)
     for name in list(root.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.NOTSET)
@@ -557,9 +550,14 @@ def set_filter(chosen: Filter) -> None:
 
 def is_enabled(target: str, level: int) -> bool:
     """Whether an event of that target (in full) and level may be wanted."""
-    if _output is None:
-        return logging.getLogger(target).isEnabledFor(level)
-    return _output.is_enabled(target, level)
+    reach = _reach.get(target)
+    if reach is None:
+        if _output is None:
+            return logging.getLogger(target).isEnabledFor(level)
+        reach = _output.filter_now.reach(target)
+        if len(_reach) < MOST_TARGETS:
+            _reach[target] = reach
+    return level >= reach
 
 
 def write_event(level: int, target: str, message: str, fields: list[tuple[str, FieldValue]]) -> None:
@@ -570,7 +568,7 @@ def write_event(level: int, target: str, message: str, fields: list[tuple[str, F
     if _output is None:
         shown = {key: value for key, value in fields if value is not None}
         logging.getLogger(target).log(level, message, extra={"fields": shown})
-    elif _output.is_enabled(target, level) and (
+    elif is_enabled(target, level) and (
         not any(d.fields for d in _output.filter_now.directives)
         or _output.filter_now.wants(target, level, {key for key, value in fields if value is not None})
     ):
