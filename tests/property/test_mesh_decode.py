@@ -17,6 +17,7 @@ from ztunnel_trio.mesh.decode import (
     WorkloadEntry,
     prepare_address,
     prepare_policy,
+    read_workloads,
     workload_entry,
     workload_of,
 )
@@ -60,6 +61,36 @@ def test_any_bytes_are_an_address_or_refused(payload: bytes) -> None:
         mesh.apply(Batch(removed_addresses=[entry.uid]))
     else:
         assert mesh.service(entry.service.key) == entry.service
+
+
+WORKLOADS = [payload for payload in ADDRESSES if isinstance(prepare_address("", payload), WorkloadEntry)]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from(WORKLOADS) | damaged(WORKLOADS) | st.sampled_from(ADDRESSES), min_size=1, max_size=3
+    )
+)
+def test_the_short_way_reads_what_the_long_way_reads_or_nothing(payloads: list[bytes]) -> None:
+    group = DeltaDiscoveryResponse(type_url="behind the resources")
+    for number, payload in enumerate(payloads):
+        group.resources.add(name=f"name {number}", version=f"v{number}").resource.value = payload
+
+    arrived = read_workloads(group.SerializeToString())
+
+    assert arrived or not all(payload in WORKLOADS for payload in payloads)
+    for number, one in enumerate(arrived):
+        assert (one.name, one.version) == (f"name {number}", f"v{number}")
+        assert one.entry == prepare_address(one.name, payloads[number])
+        assert one.payload_bytes == len(payloads[number]) or payloads[number] not in WORKLOADS
+    assert len(arrived) in (0, len(payloads))
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200))
+def test_the_short_way_takes_any_bytes(group: bytes) -> None:
+    assert read_workloads(group) == []
 
 
 @settings(max_examples=200)

@@ -32,10 +32,11 @@ from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.mesh.decode import (
     AddressEntry,
+    ArrivedWorkload,
     PolicyEntry,
     prepare_address,
     prepare_policy,
-    read_workload,
+    read_workloads,
 )
 from ztunnel_trio.mesh.mesh import Batch
 from ztunnel_trio.model.source import RootSource
@@ -58,11 +59,11 @@ from ztunnel_trio.wire.ads import (
     StreamEnd,
     Subscription,
     parse_resource,
+    resources_in,
 )
 
 log = logging.getLogger("ztunnel::xds::client")
 
-_CLOCK_EVERY: Final = 2  # resources between two looks at the clock: about 15 µs
 _SHORT_PIECE_BYTES: Final = 16 * 1024  # while something moves; decrypted, parsed and cut in 0.1 ms
 _DECODING: Final = 0.5  # of a slice; the rest is for applying
 _DECODE_FAILED: Final = "decode: "
@@ -109,6 +110,12 @@ class _Slice:
     addresses: list[AddressEntry] = field(default_factory=list)
     policies: list[PolicyEntry] = field(default_factory=list)
     received_bytes: int = 0
+
+    def add(self, workloads: list[ArrivedWorkload]) -> None:
+        """Take workloads that are decoded already."""
+        self.arrived += workloads
+        self.addresses += [workload.entry for workload in workloads]
+        self.received_bytes += sum([workload.payload_bytes for workload in workloads])
 
     def decode(self, type_url: str, encoded: bytes, rejections: Rejections) -> None:
         """Take one more resource, or note why not."""
@@ -270,11 +277,11 @@ class AdsClient:
 
     async def _take(self, stream: CallStream, response: Response) -> None:
         """Apply one response, then answer it."""
-        counts = {"size": response.count, "removes": len(response.removed)}
+        counts = {"size": response.resources.count, "removes": len(response.removed)}
         log.debug("received response", extra={"fields": {"type_url": response.type_url, **counts}})
         rejections = Rejections()
         if self._core.handles(response.type_url):
-            with collector_paused(response.count):
+            with collector_paused(response.resources.count):
                 received_bytes = await self._apply_resources(response, rejections)
                 await self._apply_removals(response)
         else:
@@ -301,15 +308,15 @@ class AdsClient:
         while resources:
             pace.begin(_DECODING)
             some = _Slice()
-            while resources and not (some.arrived and pace.is_over):
-                for encoded in resources.take(_CLOCK_EVERY):
-                    workload = read_workload(encoded) if take_short_way else None
-                    if workload is None:
+            while resources:
+                group = resources.take()
+                if take_short_way and (workloads := read_workloads(group)):
+                    some.add(workloads)
+                else:
+                    for encoded in resources_in(group):
                         some.decode(type_url, encoded, rejections)
-                    else:
-                        some.arrived.append(workload)
-                        some.addresses.append(workload.entry)
-                        some.received_bytes += workload.payload_bytes
+                if pace.is_over:
+                    break
             self._live.apply(Batch(addresses=some.addresses, policies=some.policies, last=False))
             self._core.received(type_url, some.arrived, some.rejected)
             if self._unsent:
@@ -339,7 +346,7 @@ class AdsClient:
         """Drop the resources of a type we never asked for; returns how many bytes of payload there were."""
         received_bytes = 0
         while response.resources:
-            for encoded in response.resources.take(_CLOCK_EVERY):
+            for encoded in resources_in(response.resources.take()):
                 with suppress(PeerBrokeProtocol):
                     received_bytes += len(parse_resource(encoded).value or b"")
             await trio.lowlevel.checkpoint()

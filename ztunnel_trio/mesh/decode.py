@@ -7,7 +7,7 @@ name, addresses, node and locality only. An `Address` (workload.proto) is theref
 gateways, port lists and host names, each converted once per distinct bytes. The memory of these conversions
 is bounded.
 
-`read_workload` is the short way for a workload as it comes from istiod, envelope and all. It never rejects:
+`read_workloads` is the short way for workloads as they come from istiod, envelopes and all. It never rejects:
 what it cannot read takes the long way, by `prepare_address`, which says what is wrong.
 """
 
@@ -23,11 +23,10 @@ from google.protobuf.message import DecodeError
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.mesh.shallow import (
-    OWN_FIELDS,
     OwnWorkload,
     ShallowService,
     parse_address,
-    parse_resource,
+    parse_response,
     parse_services_entry,
     parse_workload,
 )
@@ -145,19 +144,24 @@ class ArrivedWorkload(NamedTuple):
         return ()
 
 
-def read_workload(encoded: bytes) -> ArrivedWorkload | None:
-    """Read a `Resource` (xds.proto) with a workload in it; None if that is not what it is, or it is bad."""
+def read_workloads(group: bytes) -> list[ArrivedWorkload]:
+    """Read some `resources` of a DeltaDiscoveryResponse (xds.proto) that are all workloads.
+
+    Nothing, if one of them is something else, or bad.
+    """
+    arrived: list[ArrivedWorkload] = []
     try:
-        resource = parse_resource(encoded)
-        address = resource.resource.value
-        workload = address.workload
-        if not workload.uid:
-            return None
-        name, payload_bytes = resource.name, address.ByteSize()
-        entry = _workload_entry(name, workload)
+        for resource in parse_response(group).resources:
+            address = resource.resource.value
+            workload = address.workload
+            if not workload.uid:
+                return []
+            name, payload_bytes = resource.name, address.ByteSize()
+            entry = _workload_entry(name, workload)
+            arrived.append(tuple.__new__(ArrivedWorkload, (name, resource.version, payload_bytes, entry)))
     except (DecodeError, PeerBrokeProtocol):
-        return None
-    return tuple.__new__(ArrivedWorkload, (name, resource.version, payload_bytes, entry))
+        return []
+    return arrived
 
 
 def prepare_address(name: str, payload: bytes) -> AddressEntry:
@@ -278,14 +282,18 @@ def _workload_entry(resource_name: str, message: OwnWorkload) -> WorkloadEntry:
     if uid == resource_name:
         uid = resource_name  # one copy of a string that is kept by name and by uid
     name = message.name
-    addresses = tuple(message.addresses)
+    addresses = tuple(message.addresses[:])  # a slice is copied faster than it is iterated
     for packed in addresses:
         if len(packed) != 4 and len(packed) != 16:
             decode_ip(packed)  # raises
     place = _place(message.node, message.locality)
     clear = message.ClearField
-    for own in OWN_FIELDS:
-        clear(own)
+    clear("uid")  # every field of OWN_FIELDS
+    clear("name")
+    clear("addresses")
+    clear("node")
+    clear("locality")
+    clear("extensions")
     shared = _shared(message.SerializeToString())
     return tuple.__new__(WorkloadEntry, (uid, name, addresses, place, shared))  # a third of its __new__
 

@@ -2,12 +2,12 @@
 
 Copies of the generated types of workload.proto in which every submessage is plain bytes, enums are numbers
 and maps lists of bytes: bytes and submessages, enums and int32 have the same form on the wire (protobuf:
-encoding). A `Resource` (xds.proto) is read in one go with the `Address` inside it. The workload in an
+encoding). Resources (xds.proto) are read in one go with the addresses inside them. The workload in an
 `Address` knows the fields that are its own and no others: what it has in common with the rest of its
 deployment stays unread, and is all that is left of the message when its own fields are cleared.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol, cast
 
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
@@ -102,6 +102,12 @@ class ShallowResource(Protocol):
     resource: ShallowAny
 
 
+class ShallowResponse(Protocol):
+    """`envoy.service.discovery.v3.DeltaDiscoveryResponse`, of which only the resources are read."""
+
+    resources: Sequence[ShallowResource]
+
+
 class ShallowEntry(Protocol):
     """An entry of the map `Workload.services`."""
 
@@ -158,6 +164,8 @@ def _message_types() -> dict[str, type[Message]]:
     _add_type(file, "Any", _type_of(any_pb2.Any), ("type_url", "value"), value="Address")
     envelope = ("name", "version", "resource")
     _add_type(file, "Resource", _type_of(xds_pb2.Resource), envelope, resource="Any")
+    response = _type_of(xds_pb2.DeltaDiscoveryResponse)
+    _add_type(file, "Response", response, ("resources",), resources="Resource")
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {
@@ -169,7 +177,7 @@ def _message_types() -> dict[str, type[Message]]:
 
 
 _TYPES: Final = _message_types()
-parse_resource: Final = cast(Callable[[bytes], ShallowResource], _TYPES["Resource"].FromString)
+parse_response: Final = cast(Callable[[bytes], ShallowResponse], _TYPES["Response"].FromString)
 parse_address: Final = cast(Callable[[bytes], ShallowAddress], _TYPES["Address"].FromString)
 parse_workload: Final = cast(Callable[[bytes], ShallowWorkload], _TYPES["Workload"].FromString)
 parse_services_entry: Final = cast(Callable[[bytes], ShallowEntry], _TYPES["ServicesEntry"].FromString)

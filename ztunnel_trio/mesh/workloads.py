@@ -122,6 +122,7 @@ class Sketch(NamedTuple):
 
 
 _HEAD: Final = Struct("<III")  # template, place, length of the addresses
+_pack_head: Final = _HEAD.pack
 _POD: Final = "//Pod/"  # istiod: every pod's uid has it, nothing else does
 
 
@@ -166,7 +167,7 @@ class Workloads:
         if place_number is None:
             place_number = places.add(place.key, place)
         block = addresses[0] if len(addresses) == 1 else _join(addresses)
-        record = _HEAD.pack(number, place_number, len(block)) + block + _tail(uid, name)
+        record = _pack_head(number, place_number, len(block)) + block + _tail(uid, name)
         there = self._records.get(uid)
         stays = there is not None and self._stays(there, template, block)
         if stays and there == record:

@@ -14,9 +14,9 @@ from typing import Final
 
 import trio
 
-LONG_SECONDS: Final = 0.001
+LONG_SECONDS: Final = 0.002
 SHORT_SECONDS: Final = 0.00006
-REST_SECONDS: Final = 0.0004
+REST_SECONDS: Final = 0.0003
 BUSY_FOR_SECONDS: Final = 0.1
 _PART_OF_REST: Final = 0.15
 

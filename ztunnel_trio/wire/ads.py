@@ -35,6 +35,8 @@ MAX_RESOURCES: Final = 4_000_000  # of one response; ten times the largest mesh 
 _MAX_VARINT_BYTES: Final = 10
 _BLOCK_BYTES: Final = 1024 * 1024
 _NAMES_AT_ONCE: Final = 256
+_LITTLE_ROOM: Final = 128  # bytes of a request that are not worth measuring every entry for
+_GROUP: Final = 4  # resources decoded together: 30 µs of work, half a microsecond less each than alone
 _REJECTIONS_TOLD: Final = 1000
 _DOMAIN_OF_NODE_IDS: Final = "svc.cluster.local"  # literal, whatever the cluster's domain is
 
@@ -82,56 +84,56 @@ class Subscription:
 
 
 class Resources:
-    """The resources of a response, still encoded, in order; each is cut out when it is its turn.
+    """The resources of a response, still encoded, in order; some are cut out when it is their turn.
 
     They lie in blocks of memory of their own, which go back to the system one by one: the whole mesh comes
     in one message, and as many small objects in the heap would leave it full of holes.
     """
 
-    __slots__ = ("_blocks", "_count")
+    __slots__ = ("_blocks", "count")
 
     def __init__(self) -> None:
         self._blocks: deque[_Block] = deque()
-        self._count = 0
+        self.count = 0  # of those that came
 
-    def __len__(self) -> int:
-        return self._count
+    def __bool__(self) -> bool:
+        return bool(self._blocks)
 
-    def take(self, most: int) -> list[bytes]:
-        """Up to that many from the front; they are not kept."""
-        if not self._blocks:
-            return []
+    def take(self) -> bytes:
+        """The first few that are left, as fields of the response (`resources_in`); they are not kept.
+
+        Raises:
+            IndexError: none is left.
+        """
         block = self._blocks[0]
-        taken = block.take(most)
+        group = block.take()
         if block.is_used_up:
             block.memory.close()
             self._blocks.popleft()
-        self._count -= len(taken)
-        return taken
+        return group
 
-    def room_for(self, size: int, announced: int) -> "_Block":
-        """A block that takes so many bytes more, of a message that has so many left."""
-        if self._blocks and self._blocks[-1].room >= size:
-            return self._blocks[-1]
-        return _Block(max(size, min(announced, _BLOCK_BYTES)))
+    def add(self, data: bytes, bounds: list[int], announced: int) -> None:
+        """Keep resources; `bounds` are begin and end of their fields in data.
 
-    def add(self, block: "_Block", data: memoryview, bounds: list[int]) -> None:
-        """Keep data in a block of `room_for`; begins and ends of the resources in it, counted from there."""
-        block.put(data, bounds)
-        if not self._blocks or self._blocks[-1] is not block:
-            self._blocks.append(block)
-        self._count += len(bounds) // 2
+        `announced` bytes of the message are left with these.
+        """
+        size = bounds[-1]
+        if not self._blocks or self._blocks[-1].room < size:
+            self._blocks.append(_Block(max(size, min(announced, _BLOCK_BYTES))))
+        self._blocks[-1].put(memoryview(data)[:size], bounds)
+        self.count += len(bounds) // 2
 
 
 class _Block:
-    """Memory with resources in it."""
+    """Memory with resources in it, and where groups of them begin and end."""
 
-    __slots__ = ("_bounds", "_filled", "_position", "memory")
+    __slots__ = ("_begins", "_ends", "_filled", "_position", "memory")
 
     def __init__(self, size: int) -> None:
         self.memory = mmap(-1, size)
         self._filled = 0
-        self._bounds = array("I")
+        self._begins = array("I")
+        self._ends = array("I")
         self._position = 0
 
     @property
@@ -140,32 +142,33 @@ class _Block:
 
     @property
     def is_used_up(self) -> bool:
-        return self._position == len(self._bounds)
+        return self._position == len(self._begins)
 
     def put(self, data: memoryview, bounds: list[int]) -> None:
         base, self._filled = self._filled, self._filled + len(data)
         self.memory[base : self._filled] = data
-        self._bounds.extend([base + bound for bound in bounds] if base else bounds)
+        step = 2 * _GROUP
+        begins, ends = bounds[::step], bounds[step - 1 :: step]
+        if len(ends) < len(begins):
+            ends.append(bounds[-1])
+        self._begins.extend([base + bound for bound in begins])
+        self._ends.extend([base + bound for bound in ends])
 
-    def take(self, most: int) -> list[bytes]:
-        memory, some = self.memory, self._bounds[self._position : self._position + 2 * most]
-        self._position += len(some)
-        return [memory[some[at] : some[at + 1]] for at in range(0, len(some), 2)]
+    def take(self) -> bytes:
+        position = self._position
+        self._position = position + 1
+        return self.memory[self._begins[position] : self._ends[position]]
 
 
 @dataclass(slots=True, eq=False)
 class Response:
-    """One DeltaDiscoveryResponse cut into its parts; `resources` are still encoded `Resource` messages.
-
-    `count` is how many resources it brought; `resources` holds those not yet taken.
-    """
+    """One DeltaDiscoveryResponse cut into its parts."""
 
     system_version_info: str = ""
     type_url: str = ""
     nonce: str = ""
     resources: Resources = field(default_factory=Resources)
     removed: list[str] = field(default_factory=list)
-    count: int = 0
 
 
 class Arrived(Protocol):
@@ -267,10 +270,8 @@ class ResponseSplitter:
         bounds: list[int] = []
         used = self._cut(data, bounds)
         if bounds:
-            resources = self._response.resources
-            block = resources.room_for(bounds[-1], self._remaining)
-            resources.add(block, memoryview(data)[: bounds[-1]], bounds)
-            if len(resources) > MAX_RESOURCES:
+            self._response.resources.add(data, bounds, self._remaining)
+            if self._response.resources.count > MAX_RESOURCES:
                 raise PeerBrokeProtocol("discovery response has too many resources")
         rest = data[used:]
         self._parts = [rest] if rest else []
@@ -285,13 +286,12 @@ class ResponseSplitter:
         """
         if self._remaining:
             raise PeerBrokeProtocol("discovery response ends within a field")
-        self._response.count = len(self._response.resources)
         return self._response
 
     def _cut(self, data: bytes, bounds: list[int]) -> int:
         """Take every complete field from the front; returns how many bytes those had.
 
-        Appends where resources begin and end.
+        Appends where the fields of resources begin and end.
         """
         position, end = 0, len(data)
         self._field_bytes = 0
@@ -303,7 +303,7 @@ class ResponseSplitter:
                 if low >= 0x80 > high:
                     stop = position + 3 + (low & 0x7F | high << 7)
                     if stop <= end:
-                        bounds += (position + 3, stop)
+                        bounds += (position, stop)
                         position = stop
                         continue
             position += 1
@@ -332,7 +332,7 @@ class ResponseSplitter:
                 self._field_bytes = stop - begin
                 return begin
             if tag == 0x12:
-                bounds += (position, stop)
+                bounds += (begin, stop)
             else:
                 self._take_text(tag >> 3, data[position:stop])
             position = stop
@@ -391,6 +391,14 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
             raise PeerBrokeProtocol("discovery response: varint is too long")
         shift += 7
     return 0, 0
+
+
+def resources_in(group: bytes) -> list[bytes]:
+    """The resources of some fields of a response, each still encoded."""
+    bounds: list[int] = []
+    ResponseSplitter(len(group))._cut(group, bounds)
+    pairs = zip(bounds[::2], bounds[1::2], strict=True)
+    return [group[_varint(group, begin + 1, end)[1] : end] for begin, end in pairs]
 
 
 def parse_resource(encoded: bytes) -> Resource:
@@ -456,9 +464,9 @@ class Known:
                 del self._named[name]
                 self._unnamed[name] = self._stream
             return
-        size = _entry_bytes(name, version)
-        if size <= self._room:
-            self._unnamed.pop(name, None)
+        if self._room > _LITTLE_ROOM and (size := _entry_bytes(name, version)) <= self._room:
+            if self._unnamed:
+                self._unnamed.pop(name, None)
             self._named[name] = version
             self._room -= size
         else:
@@ -610,7 +618,7 @@ class Discovery:
         type_url = response.type_url
         answered: tuple[str, ...] = ()
         if self.handles(type_url):
-            if not response.count and not response.removed and type_url in self._answered_once:
+            if not response.resources.count and not response.removed and type_url in self._answered_once:
                 # istiod pushes nothing that is empty: this answers the oldest question still open
                 oldest = next((name for kind, name in self._asked if kind == type_url), None)
                 if oldest is not None:

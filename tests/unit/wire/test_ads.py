@@ -54,7 +54,8 @@ def take(
     unusable: list[Rejection] | None = None,
 ) -> Finished:
     """Receive and finish one response."""
-    response = Response(type_url=type_url, nonce="n1", removed=removed or [], count=len(resources))
+    response = Response(type_url=type_url, nonce="n1", removed=removed or [])
+    response.resources.count = len(resources)
     rejections = Rejections(refused or [], unusable or [])
     if core.handles(type_url):
         rejected = {one.name for one in (*rejections.refused, *rejections.unusable)}
