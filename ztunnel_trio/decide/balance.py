@@ -8,8 +8,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from ztunnel_trio.decide.known import Chance
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.mesh.workloads import Sketch
 from ztunnel_trio.model.address import IPAddress, NetworkAddress
@@ -22,9 +23,6 @@ from ztunnel_trio.model.service import (
     Service,
 )
 from ztunnel_trio.model.workload import Workload
-
-if TYPE_CHECKING:
-    from random import Random
 
 DRAWS_KEPT: Final = 64  # of one service; the workloads of a node differ in little
 NOTHING_TRIED: Final[frozenset[str]] = frozenset()
@@ -52,7 +50,7 @@ def find_upstream(
     port: int,
     source: Workload,
     mesh: Mesh,
-    rng: "Random",
+    rng: Chance,
     *,
     waypoint: bool,
     exclude: frozenset[str] = NOTHING_TRIED,
@@ -78,7 +76,7 @@ def choose(
     port: int,
     source: Workload,
     mesh: Mesh,
-    rng: "Random",
+    rng: Chance,
     *,
     waypoint: bool,
     exclude: frozenset[str] = NOTHING_TRIED,
@@ -93,7 +91,8 @@ def choose(
     draw = _draw(service, port, source, mesh, waypoint, exclude)
     if not draw.sums or draw.sums[-1] == 0:
         return None
-    uid = draw.uids[bisect_right(draw.sums, rng.randrange(draw.sums[-1]))]
+    only = len(draw.uids) == 1
+    uid = draw.uids[0 if only else bisect_right(draw.sums, rng.randrange(draw.sums[-1]))]
     workload = mesh.workload(uid)
     if workload is None:
         return None

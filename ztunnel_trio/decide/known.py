@@ -4,17 +4,16 @@ A decision that lacks a fact returns what it needs. The shell gets it, adds it t
 thing is asked for at most once, so the questions end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Protocol, Self, TypeVar
 
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import Workload
 
-if TYPE_CHECKING:
-    from random import Random
+T = TypeVar("T")
 
 HostAnswer = tuple[IPAddress, ...] | None
 """What a resolver said of a hostname: its addresses, maybe none; None when the lookup failed."""
@@ -52,6 +51,19 @@ class Known:
         return type(self)(self.asked, MappingProxyType({**self.hosts, uid: answer}))
 
 
+class Chance(Protocol):
+    """What a decision draws by chance; `random.Random` is one."""
+
+    def randrange(self, stop: int, /) -> int:
+        """One of 0 to `stop` - 1."""
+
+    def choice(self, options: Sequence[T], /) -> T:
+        """One of these."""
+
+    def choices(self, options: Sequence[T], weights: Sequence[int], /) -> list[T]:
+        """One of these by weight, in a list."""
+
+
 @dataclass(slots=True, eq=False)
 class Question:
     """One outbound decision in the making: who wants to go where, in which mesh, with what known.
@@ -64,6 +76,6 @@ class Question:
     target: SocketAddress
     mesh: Mesh
     known: Known
-    rng: "Random"
+    rng: Chance
     on_demand: bool
     exclude: frozenset[str]

@@ -8,10 +8,10 @@ is a refusal, never a reason to go around it.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ztunnel_trio.decide.balance import Chosen, choose, find_upstream, pick_address
-from ztunnel_trio.decide.known import HostAnswer, Known, NeedAddress, NeedHost, Question
+from ztunnel_trio.decide.known import Chance, HostAnswer, Known, NeedAddress, NeedHost, Question
 from ztunnel_trio.decide.waypoint import (
     Gateway,
     GatewayKind,
@@ -27,9 +27,6 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.service import LoadBalancingMode, Service
 from ztunnel_trio.model.workload import GatewayAddress, InboundProtocol, OutboundProtocol, Workload
 from ztunnel_trio.spec.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
-
-if TYPE_CHECKING:
-    from random import Random
 
 __all__ = [
     "ILLEGAL_PORTS",
@@ -90,7 +87,7 @@ def route(
     request: OutboundRequest,
     mesh: Mesh,
     known: Known,
-    rng: "Random",
+    rng: Chance,
     *,
     on_demand: bool,
     illegal_ports: frozenset[int] = ILLEGAL_PORTS,
@@ -112,7 +109,7 @@ def route(
     service = there if isinstance(there, Service) else None
     if service is not None and (reference := service_waypoint(service, rng)) is not None:
         return _before_service(request, service, reference, question)
-    upstream = _upstream(request, service, question)
+    upstream = _upstream(request, address, there, question)
     if isinstance(upstream, NeedAddress):
         return upstream
     if upstream is None:
@@ -138,18 +135,38 @@ def _is_passthrough(service: Service) -> bool:
 
 
 def _upstream(
-    request: OutboundRequest, service: Service | None, question: Question
+    request: OutboundRequest,
+    address: NetworkAddress,
+    there: Service | Workload | None,
+    question: Question,
 ) -> Chosen | NeedAddress | None:
-    """The endpoint or workload dialled, seen from the source's network; None: the mesh has none."""
+    """The endpoint or workload dialled, seen from the source's network; None: the mesh has none.
+
+    `there` is what was found at the target's `address` in the node's network, nearly always the same one.
+    """
     source, target, mesh = request.source, request.target, question.mesh
-    if service is not None and source.network == request.network:  # the service just found is the one
-        if _is_passthrough(service):
+    if source.network != request.network:
+        return _upstream_elsewhere(request, question)
+    if there is None:
+        return None
+    if isinstance(there, Service):
+        if _is_passthrough(there):
             return None
         return choose(
-            service, target.port, source, mesh, question.rng, waypoint=False, exclude=question.exclude
+            there, target.port, source, mesh, question.rng, waypoint=False, exclude=question.exclude
         )
+    if mesh.service_at(address, source.namespace) is None:  # nothing it hides
+        return None if there.uid in question.exclude else Chosen(there, target.port, None)
+    return find_upstream(
+        address, target.port, source, mesh, question.rng, waypoint=False, exclude=question.exclude
+    )
+
+
+def _upstream_elsewhere(request: OutboundRequest, question: Question) -> Chosen | NeedAddress | None:
+    """As `_upstream`, for a source that is in another network than the node says."""
+    source, target, mesh = request.source, request.target, question.mesh
     address = NetworkAddress(source.network, target.ip)
-    if question.on_demand and source.network != request.network:
+    if question.on_demand:
         there = find_destination(address, source.namespace, mesh, question.known, on_demand=True)
         if isinstance(there, NeedAddress):
             return there

@@ -6,18 +6,14 @@ own, and its address family holds; by name it adapts to the family the client di
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from ztunnel_trio.decide.balance import Chosen, choose, find_upstream
-from ztunnel_trio.decide.known import Known, NeedAddress, Question
+from ztunnel_trio.decide.known import Chance, Known, NeedAddress, Question
 from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import IPAddress, NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import GatewayAddress, Workload
-
-if TYPE_CHECKING:
-    from random import Random
 
 
 class GatewayKind(Enum):
@@ -35,7 +31,7 @@ class Gateway:
     family_of: IPAddress
 
 
-def service_waypoint(service: Service, rng: "Random") -> GatewayAddress | None:
+def service_waypoint(service: Service, rng: Chance) -> GatewayAddress | None:
     """The waypoint of a service for one connection: drawn by weight where weights are given."""
     if service.weighted_waypoints:
         weights = [option.weight for option in service.weighted_waypoints]

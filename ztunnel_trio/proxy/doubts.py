@@ -17,12 +17,12 @@ class Doubts:
         self._waiting: deque[tuple[float, Once]] = deque()
         self._timer: trio.CancelScope | None = None  # deadline: none, or not after the first one's
 
-    def add(self, answer: Once) -> None:
-        """Set `answer` after the time allowed, unless that has happened by then."""
+    def add(self, answer: Once, now: float) -> None:
+        """Set `answer` after the time allowed from `now` (Trio's), unless that has happened by then."""
         waiting = self._waiting
         while waiting and waiting[0][1].is_set:
             waiting.popleft()
-        deadline = trio.current_time() + self._seconds
+        deadline = now + self._seconds
         waiting.append((deadline, answer))
         if self._timer is not None and self._timer.deadline == inf:
             self._timer.deadline = deadline

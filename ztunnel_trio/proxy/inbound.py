@@ -8,6 +8,7 @@ import socket
 import ssl
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -48,6 +49,8 @@ from ztunnel_trio.wire.header_values import (
     parse_forwarded_host,
 )
 from ztunnel_trio.wire.proxy_protocol import encode_header
+
+HEADER_TEXTS: Final = {name: name.decode() for name in (BAGGAGE, FORWARDED, TRACEPARENT, X_FORWARDED_NETWORK)}
 
 
 @dataclass(slots=True, eq=False)
@@ -138,8 +141,12 @@ class TunnelServer:
     local: SocketAddress
     who: TlsPeer
     holds: set[Hold] | None = None  # of its streams, where the peer's certificate can be revoked
+    _peer: Bare = field(init=False)  # the client, as every line shows it
     _answer_of: Workload | None = None
     _answer: list[Field] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._peer = Bare(self.client)
 
     @property
     def identity(self) -> SpiffeId | None:
@@ -187,7 +194,7 @@ class TunnelServer:
     def span_of(self, request: TunnelRequest) -> span:
         """What the lines of this request carry."""
         trace = TraceParent.parse(first(request, TRACEPARENT)) or self.inbound.node.new_trace()
-        return span("inbound", id=Bare(trace.trace_id), peer=Bare(self.client))
+        return span("inbound", id=Bare(trace.trace_id), peer=self._peer)
 
     async def establish(self, request: TunnelRequest) -> Held | None:
         """Admit, judge, reach the application and answer.
@@ -345,10 +352,10 @@ class TunnelServer:
 
 def values(request: TunnelRequest, name: bytes) -> list[bytes]:
     """Every value of a header of the request."""
-    return [value.encode("latin-1") for value in request.headers.get(name.decode(), ())]
+    return [value.encode("latin-1") for value in request.headers.get(HEADER_TEXTS[name], ())]
 
 
 def first(request: TunnelRequest, name: bytes) -> bytes | None:
     """The first value of a header of the request."""
-    found = request.headers.get(name.decode())
+    found = request.headers.get(HEADER_TEXTS[name])
     return found[0].encode("latin-1") if found else None

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -55,6 +55,8 @@ from ztunnel_trio.wire.header_values import (
 )
 
 log = get_logger("proxy::outbound")
+
+T = TypeVar("T")
 
 OK: Final = 200  # the one answer that is yes
 NO_ANSWER: Final = "no answer to the CONNECT in time"
@@ -136,9 +138,9 @@ class Patience:
     deadline: float
     tries_left: int
 
-    def share(self, others: int) -> float:
+    def share(self, others: int, now: float) -> float:
         """The seconds the present endpoint gets, with so many others there."""
-        return max(self.deadline - trio.current_time(), 0.0) / (1 + min(self.tries_left, others))
+        return max(self.deadline - now, 0.0) / (1 + min(self.tries_left, others))
 
     def one_more(self) -> bool:
         """Whether there are time and tries left; takes one."""
@@ -146,6 +148,38 @@ class Patience:
             return False
         self.tries_left -= 1
         return True
+
+
+class SeededChance:
+    """Chance for one decision, the same each time that asks.
+
+    Seeding takes 5 µs, so it waits for the first draw; most decisions have one endpoint to choose from.
+    """
+
+    __slots__ = ("_rng", "_seed")
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._rng: random.Random | None = None
+
+    @property
+    def rng(self) -> random.Random:
+        """The generator."""
+        if self._rng is None:
+            self._rng = random.Random(self._seed)
+        return self._rng
+
+    def randrange(self, stop: int) -> int:
+        """See `decide.known.Chance`."""
+        return self.rng.randrange(stop)
+
+    def choice(self, options: Sequence[T]) -> T:
+        """See `decide.known.Chance`."""
+        return self.rng.choice(options)
+
+    def choices(self, options: Sequence[T], weights: Sequence[int]) -> list[T]:
+        """See `decide.known.Chance`."""
+        return self.rng.choices(options, weights)
 
 
 @dataclass(slots=True, eq=False)
@@ -240,7 +274,7 @@ class Outbound:
                 request,
                 node.live.mesh,
                 known,
-                random.Random(seed),
+                SeededChance(seed),
                 on_demand=node.settings.on_demand,
                 illegal_ports=node.settings.illegal_ports,
                 exclude=exclude,
@@ -274,15 +308,15 @@ class Outbound:
         Raises:
             Refused: what the last route tried, now `attempt.way`, failed with.
         """
-        patience = Patience(
-            trio.current_time() + self.node.settings.connect_seconds, self.node.settings.other_endpoints
-        )
+        now = trio.current_time()
+        settings = self.node.settings
+        patience = Patience(now + settings.connect_seconds, settings.other_endpoints)
         tried: frozenset[str] = frozenset()
         while True:
             way = attempt.way
-            seconds = patience.share(self.others(way))
+            seconds = patience.share(self.others(way), now)
             try:
-                return await self.reach(way, request, call, seconds)
+                return await self.reach(way, request, call, seconds, now)
             except Refused as error:
                 if way.workload is not None:
                     tried |= {way.workload.uid}
@@ -297,6 +331,7 @@ class Outbound:
                 )
                 self.node.metrics.connect_retry("source")
                 attempt.way = other
+                now = trio.current_time()
 
     def others(self, way: Route) -> int:
         """How many other endpoints the service of a route has, usable or not."""
@@ -325,9 +360,9 @@ class Outbound:
             return way if is_timeout(refusal) else None
 
     async def reach(
-        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float
+        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float, now: float
     ) -> Reached:
-        """Reach the destination of a route.
+        """Reach the destination of a route. `now` is Trio's, asked for once a connection.
 
         Raises:
             Refused: it cannot be reached; nothing of the application was sent.
@@ -336,10 +371,10 @@ class Outbound:
             case OutboundProtocol.TCP:
                 return Reached(SocketEnd(await self.dial_plain(way.destination, connect_seconds)))
             case OutboundProtocol.HBONE:
-                stream = await self.connect(way, request, call, connect_seconds)
+                stream = await self.connect(way, request, call, connect_seconds, now)
                 return Reached(stream, (stream.tunnel,))
             case OutboundProtocol.DOUBLE_HBONE:
-                return await self.connect_twice(way, request, call, connect_seconds)
+                return await self.connect_twice(way, request, call, connect_seconds, now)
 
     async def dial_plain(self, destination: SocketAddress, connect_seconds: float) -> socket.socket:
         """Connect to a destination that takes plain text."""
@@ -350,19 +385,18 @@ class Outbound:
             raise Refused(Refusal(Reason.IO, io_text(error))) from error
 
     async def connect(
-        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float
+        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float, now: float
     ) -> TunnelStream:
         """CONNECT through a tunnel to the route's destination; the answer was 200."""
         assert way.authority is not None
         key = PoolKey(request.source.identity, way.expected, way.destination, call.client.ip)
         headers = self.headers(way, request, call)
-        deadline = trio.current_time() + self.node.settings.answer_seconds
         try:
-            asked = self.pool.ask(key, way.authority, headers)
+            asked = self.pool.ask(key, way.authority, headers, now)
             if asked is not None and await asked[0].is_answered_soon(asked[1]):
                 stream = asked[1]  # nearly always: no deadline of its own, which costs 24 µs
             else:
-                with trio.fail_at(deadline):
+                with trio.fail_at(now + self.node.settings.answer_seconds):
                     stream = await self.pool.open(key, way.authority, headers, connect_seconds, asked)
         except H2Failed as error:
             raise Refused(Refusal(Reason.H2, str(error))) from error
@@ -372,12 +406,12 @@ class Outbound:
         return stream
 
     async def connect_twice(
-        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float
+        self, way: Route, request: OutboundRequest, call: Call, connect_seconds: float, now: float
     ) -> Reached:
         """CONNECT to another network's gateway, and through it to whatever ends the inner tunnel there."""
         assert way.authority is not None
         certificate = await self.dialler.certificate(request.source.identity)
-        outer = await self.connect(way, request, call, connect_seconds)
+        outer = await self.connect(way, request, call, connect_seconds, now)
         inner, peer = await self.dialler.inner_tunnel(outer, certificate, way.inner_expected)
         self.pool.nursery.start_soon(contained, "inner tunnel", partial(self.run_inner, inner, peer))
         headers = [*self.headers(way, request, call), (X_FORWARDED_NETWORK, self.network)]

@@ -91,18 +91,18 @@ class Pool:
     dialling: dict[PoolKey, Dialling] = field(default_factory=dict)
 
     def ask(
-        self, key: PoolKey, authority: HboneTarget, headers: Sequence[Field]
+        self, key: PoolKey, authority: HboneTarget, headers: Sequence[Field], now: float
     ) -> tuple[ClientTunnel, TunnelStream] | None:
-        """Ask for a stream on the tunnel that is there; None where none has room now.
+        """Ask for a stream on the tunnel that is there; None where none has room now. `now` is Trio's.
 
         The caller waits for the answer next, and comes to `open` with what got none soon.
         """
-        entry = self.take(key)
+        entry = self.take(key, now)
         if entry is None:
             return None
         tunnel = entry.tunnel
         try:
-            return tunnel, tunnel.ask(authority, headers)
+            return tunnel, tunnel.ask(authority, headers, now)
         finally:
             if not entry.is_pooled:
                 tunnel.release_when_idle()
@@ -155,7 +155,7 @@ class Pool:
         The caller opens its stream before the next checkpoint, so the room stays.
         """
         while True:
-            if (found := self.take(key)) is not None:
+            if (found := self.take(key, trio.current_time())) is not None:
                 return found.tunnel, False
             if (other := self.dialling.get(key)) is None:
                 return await self.dial_one(key, connect_seconds), True
@@ -182,31 +182,32 @@ class Pool:
             del self.dialling[key]
             mine.done.set()
 
-    def take(self, key: PoolKey) -> Pooled | None:
+    def take(self, key: PoolKey, now: float) -> Pooled | None:
         """The pooled tunnel, if it can take a stream now; one that can't any more is dropped."""
         entry = self.pooled.get(key)
         if entry is None:
             return None
         tunnel = entry.tunnel
         # The peer may have told its limit after it took more, or have lowered it.
-        if not tunnel.is_usable or tunnel.active_streams >= tunnel.peer_max_streams:
+        if not tunnel.has_room:
             self.forget(key, tunnel)
             return None
-        self.use(entry)
+        self.use(entry, now)
         return entry
 
     def put(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Pool a new tunnel, with its first stream about to be opened."""
-        entry = self.pooled[key] = Pooled(key, tunnel, trio.current_time())
-        self.use(entry)
+        now = trio.current_time()
+        entry = self.pooled[key] = Pooled(key, tunnel, now)
+        self.use(entry, now)
         while len(self.pooled) > self.settings.max_idle_tunnels:
             _, oldest = self.pooled.popitem(last=False)
             oldest.is_pooled = False
             oldest.tunnel.release_when_idle()
 
-    def use(self, entry: Pooled) -> None:
+    def use(self, entry: Pooled, now: float) -> None:
         """Note that a stream is about to be opened; retire the tunnel when it is its last one."""
-        entry.used_at = trio.current_time()
+        entry.used_at = now
         if next(reversed(self.pooled)) is not entry.key:  # to hash a key takes 10 µs
             self.pooled.move_to_end(entry.key)
         limit = min(self.settings.max_streams, entry.tunnel.peer_max_streams)

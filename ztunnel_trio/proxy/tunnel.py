@@ -222,8 +222,8 @@ class Tunnel:
         """For the roles: a stream is over, or limits have changed."""
 
     def _close_if_idle(self) -> None:
-        """After a GOAWAY of either side the tunnel ends with its last stream."""
-        if self._state is not _State.OPEN or self._streams:
+        """After a GOAWAY of either side the tunnel ends with its last stream: there is none now."""
+        if self._state is not _State.OPEN:
             return
         if (self._peer_last is not None and not self.core.open_streams) or self.core.is_drained:
             self._close()
@@ -253,7 +253,8 @@ class Tunnel:
             del self._streams[stream_id]
             self.waiting.pop(stream_id, None)
             self._after_streams_changed()
-            self._close_if_idle()
+            if not self._streams:
+                self._close_if_idle()
 
     # -- writing
 
@@ -293,10 +294,14 @@ class Tunnel:
 
     def write_out(self) -> None:
         """See `net.engine.Writer`."""
-        if self._pending and not self.is_blocked:
-            sent = self._try_write(self._pending)
-            del self._pending[:sent]
-            self.is_blocked = bool(self._pending)
+        pending = self._pending
+        if pending and not self.is_blocked:
+            sent = self._try_write(pending)
+            if sent == len(pending):
+                pending.clear()
+            else:
+                del pending[:sent]
+                self.is_blocked = True
 
     def _try_write(self, data: Bytes) -> int:
         """Write what TLS takes; a dead transport takes everything."""
@@ -472,7 +477,8 @@ class Tunnel:
                 pass  # by `_receive`
             case _:
                 assert_never(event)
-        self._close_if_idle()
+        if not self._streams:
+            self._close_if_idle()
 
     def _stream_over(self, stream_id: int, code: int, *, by_us: bool) -> None:
         stream = self._streams.pop(stream_id, None)
@@ -562,13 +568,13 @@ class ClientTunnel(Tunnel):
                 else:
                     self._queue.remove(turn)
                 raise
-        stream = self.ask(authority, headers)
+        stream = self.ask(authority, headers, trio.current_time())
         if not await self.is_answered_soon(stream):
             await self.insist(stream)
         return stream
 
-    def ask(self, authority: HboneTarget, headers: Sequence[Field]) -> TunnelStream:
-        """CONNECT; the caller, who knows of room, waits for the answer next.
+    def ask(self, authority: HboneTarget, headers: Sequence[Field], now: float) -> TunnelStream:
+        """CONNECT; the caller, who knows of room, waits for the answer next. `now` is Trio's.
 
         Raises:
             H2Failed: there will be no answer.
@@ -577,7 +583,7 @@ class ClientTunnel(Tunnel):
             raise H2Failed(self.failure_text)
         stream_id = self.core.open_stream(str(authority), headers)
         stream = self._streams[stream_id] = TunnelStream(self, stream_id)
-        self._doubts.add(stream.expect_answer(self.engine))
+        self._doubts.add(stream.expect_answer(self.engine), now)
         self.flush()
         return stream
 
@@ -619,7 +625,8 @@ class ClientTunnel(Tunnel):
     def release_when_idle(self) -> None:
         """Nobody will open streams any more: after the last one GOAWAY(0, NO_ERROR) and an orderly close."""
         self._releasing = True
-        self._close_if_idle()
+        if not self._streams:
+            self._close_if_idle()
 
     def abort(self, reason: str) -> None:
         """Close at once, without a word; all streams end. `reason` is what waiting requests fail with."""
@@ -628,7 +635,7 @@ class ClientTunnel(Tunnel):
         self._lose()
 
     def _close_if_idle(self) -> None:
-        if self._releasing and self._state is _State.OPEN and not self._streams:
+        if self._releasing and self._state is _State.OPEN:
             self.core.go_away()
             self._close()
         else:
@@ -645,6 +652,8 @@ class ClientTunnel(Tunnel):
             self._stream_over(stream_id, code, by_us=False)
 
     def _after_streams_changed(self) -> None:
+        if not self._queue:
+            return
         free = self.peer_max_streams - len(self._streams) if self.is_usable else len(self._queue)
         while self._queue and free > 0:
             self._queue.popleft().set()

@@ -131,6 +131,7 @@ class HboneConnection:
         self._streams: dict[int, _Stream] = {}
         self._lingering: dict[int, int] = {}  # ended streams whose last bytes nobody has taken yet
         self._recent: dict[int, bool] = {}  # id -> we reset it; the last few that were closed
+        self.can_open = True  # there is a stream id left for a request
         self._highest = 0  # the largest stream id a client has used, whichever end that is
         self._goaway_last = LARGEST_STREAM_ID  # what our latest GOAWAY named
         # receiving
@@ -184,11 +185,6 @@ class HboneConnection:
         """Streams that are not closed."""
         return len(self._streams)
 
-    @property
-    def can_open(self) -> bool:
-        """Whether there is a stream id left for a request."""
-        return self._highest < LARGEST_STREAM_ID - 1
-
     def is_open(self, stream_id: int) -> bool:
         """Whether the stream is not closed."""
         return stream_id in self._streams
@@ -207,6 +203,7 @@ class HboneConnection:
         fields: list[Field] = [(b":method", b"CONNECT"), (b":authority", authority.encode()), *headers]
         self._send_headers(stream_id, fields)
         self._highest = stream_id
+        self.can_open = stream_id < LARGEST_STREAM_ID - 1
         self._streams[stream_id] = _Stream(self._peer_window, self._settings.stream_window)
         return stream_id
 

@@ -17,6 +17,7 @@ from ztunnel_trio.observe.access_log import (
     TEXTS,
     AccessLog,
     ConnectionFacts,
+    LabelMemo,
     describe,
     flags_of,
     status_of,
@@ -489,3 +490,34 @@ def test_flags_and_statuses(reason: Reason, flags: str, status: int) -> None:
 
 def test_addresses_are_what_they_are() -> None:
     assert ip_address("10.77.2.10") == at("10.77.2.10:1").ip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source_workload": None},
+        {"source_identity": None},
+        {"source_baggage": Baggage(workload_name="other"), "source_workload": None},
+        {"destination_workload": GATEWAY},
+        {"destination_identity": CLIENT.identity},
+        {"destination_baggage": Baggage(workload_name="other")},
+        {"destination_service": None},
+        {"direction": Direction.INBOUND},
+        {"mutual_tls": False},
+    ],
+)
+def test_remembered_labels_are_those_of_the_same_parties(changes: dict[str, object]) -> None:
+    memo = LabelMemo()
+    for facts in (outbound(), outbound(**changes), outbound()):
+        assert memo.of(facts) == traffic_labels(facts)
+    assert memo.of(outbound()) is memo.of(outbound())
+
+
+def test_labels_are_remembered_of_so_many_parties_only() -> None:
+    memo = LabelMemo(most=2)
+    parties = [Workload(uid=str(n), name=str(n), namespace="default") for n in range(5)]
+    first = memo.of(outbound(source_workload=parties[0]))
+    for other in parties:
+        memo.of(outbound(source_workload=other))
+    assert memo.of(outbound(source_workload=parties[0])) == first
+    assert memo.of(outbound(source_workload=parties[0])) is not first

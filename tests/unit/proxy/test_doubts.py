@@ -11,7 +11,7 @@ from ztunnel_trio.proxy.doubts import Doubts
 async def told(doubts: Doubts, engine: Engine, after: float, at: list[float]) -> None:
     await trio.sleep(after)
     answer = Once(engine)
-    doubts.add(answer)
+    doubts.add(answer, trio.current_time())
     await answer.wait()
     at.append(trio.current_time())
 
@@ -37,7 +37,7 @@ async def test_an_answer_in_time_leaves_the_others_their_time() -> None:
         nursery.start_soon(doubts.watch)
         await wait_all_tasks_blocked()
         soon = Once(engine)
-        doubts.add(soon)
+        doubts.add(soon, trio.current_time())
         soon.set()
         async with trio.open_nursery() as waiting:
             waiting.start_soon(told, doubts, engine, 0.5, at)

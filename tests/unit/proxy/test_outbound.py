@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -28,7 +29,7 @@ from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.proxy.node import ProxySettings
-from ztunnel_trio.proxy.outbound import Patience, is_timeout, may_another_help
+from ztunnel_trio.proxy.outbound import Patience, SeededChance, is_timeout, may_another_help
 from ztunnel_trio.proxy.tunnel import ClientTunnel, TunnelRequest
 
 WEB = Service(
@@ -288,21 +289,29 @@ async def test_an_endpoint_hurried_for_others_that_are_none_gets_the_rest_of_the
         assert len(outbound.sockets.dialled) == 3  # type: ignore[attr-defined]
 
 
+def test_chance_is_that_of_its_seed() -> None:
+    for seed in range(5):
+        ours, plain = SeededChance(seed), random.Random(seed)
+        assert [ours.randrange(100) for _ in range(3)] == [plain.randrange(100) for _ in range(3)]
+        assert ours.choice("abc") == plain.choice("abc")
+        assert ours.choices("abc", (1, 2, 3)) == plain.choices("abc", (1, 2, 3))
+
+
 def test_time_is_shared_among_those_that_may_be_tried() -> None:
     @trio_test(clock=patient_clock())
     async def main() -> None:
         patience = Patience(trio.current_time() + 9, 2)
-        assert patience.share(0) == pytest.approx(9)
-        assert patience.share(1) == pytest.approx(4.5)
-        assert patience.share(7) == pytest.approx(3)
+        assert patience.share(0, trio.current_time()) == pytest.approx(9)
+        assert patience.share(1, trio.current_time()) == pytest.approx(4.5)
+        assert patience.share(7, trio.current_time()) == pytest.approx(3)
         await trio.sleep(3)
         assert patience.one_more()
-        assert patience.share(7) == pytest.approx(3)
+        assert patience.share(7, trio.current_time()) == pytest.approx(3)
         assert patience.one_more()
         assert not patience.one_more()
         late = Patience(trio.current_time() - 1, 2)
         assert not late.one_more()
-        assert late.share(2) == 0
+        assert late.share(2, trio.current_time()) == 0
 
     main()
 
