@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.mesh.world import DATA, key, pod, service
+from tests.unit.mesh.world import DATA, key, pod, service, workload_of
 from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol
 from ztunnel_trio.mesh.decode import (
     AddressEntry,
@@ -19,7 +19,6 @@ from ztunnel_trio.mesh.decode import (
     prepare_policy,
     read_workloads,
     workload_entry,
-    workload_of,
 )
 from ztunnel_trio.mesh.document import MeshDocument, read_local
 from ztunnel_trio.mesh.mesh import Batch, Mesh

@@ -206,11 +206,6 @@ def workload_entry(workload: Workload) -> WorkloadEntry:
     )
 
 
-def workload_of(entry: WorkloadEntry) -> Workload:
-    """The whole value an entry stands for."""
-    return build_workload(entry.shared.prototype, entry.uid, entry.name, entry.addresses, entry.place)
-
-
 def place_of(node: str, locality: Locality) -> Place:
     """The place of a node and a locality."""
     return Place(node, locality, (node, locality.region, locality.zone, locality.subzone))

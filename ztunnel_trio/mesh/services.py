@@ -262,23 +262,6 @@ class Services:
         """The backings whose service is not known yet."""
         return (each for each in self._backings.values() if each.service is None and each.endpoints)
 
-    @property
-    def vip_count(self) -> int:
-        """How many exact VIPs are indexed."""
-        return sum([len(keys) for keys in self._by_vip.values()])
-
-    @property
-    def cidr_count(self) -> int:
-        """How many services are indexed under a range, each once a range."""
-        return sum(
-            [
-                len(services)
-                for lengths in self._by_cidr.values()
-                for ranges in lengths.values()
-                for services in ranges.values()
-            ]
-        )
-
 
 def best(
     candidates: Iterable[Service], client_namespace: str | None, preferred_namespace: str | None = None

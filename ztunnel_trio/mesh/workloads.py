@@ -326,11 +326,6 @@ class Workloads:
         """Whether any workload on this node runs under that account."""
         return account in self._local
 
-    @property
-    def address_count(self) -> int:
-        """How many addresses are indexed."""
-        return sum([len(keys) for keys in self._by_address.values()])
-
 
 class Removed(NamedTuple):
     """What a workload was that is gone, or came again (`is_same`: as it was)."""

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from tests.unit.mesh.world import payload_of, workload_message
+from tests.unit.mesh.world import payload_of, workload_message, workload_of
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.mesh.decode import (
     ServiceEntry,
@@ -14,7 +14,6 @@ from ztunnel_trio.mesh.decode import (
     prepare_address,
     prepare_policy,
     workload_entry,
-    workload_of,
 )
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress, decode_ip

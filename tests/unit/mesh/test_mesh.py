@@ -10,6 +10,7 @@ from tests.unit.mesh.world import (
     SVC1,
     Counts,
     at,
+    cidr_count,
     counts,
     key,
     mesh_of,
@@ -320,7 +321,7 @@ def test_a_cidr_lookup_gives_the_current_service_and_its_endpoints() -> None:
     assert found is mesh.service(key(SVC1))
     assert found is not None
     assert found.ports == {80: 1234}
-    assert mesh._services.cidr_count == 1
+    assert cidr_count(mesh) == 1
 
 
 def test_host_network_workloads_are_never_found_by_address() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.mesh.world import ALLOW_ALL, at, counts, key, mesh_of, name_of, pod, service, tell
+from tests.unit.mesh.world import ALLOW_ALL, at, cidr_count, counts, key, mesh_of, name_of, pod, service, tell
 from ztunnel_trio.mesh.decode import ServiceEntry
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.mesh.services import Backing, Services, best
@@ -165,27 +165,27 @@ def test_cidr_network_scoping() -> None:
 def test_cidr_remove_cleanup() -> None:
     entry = svc("svc", "ns", cidrs=("10.0.0.0/24", "10.0.0.0/24"))
     mesh = mesh_of(entry)
-    assert mesh._services.cidr_count == 1
+    assert cidr_count(mesh) == 1
 
     tell(mesh, remove=[str(entry.service.key)])
 
     assert found(mesh, "10.0.0.5") is None
-    assert mesh._services.cidr_count == 0
+    assert cidr_count(mesh) == 0
 
 
 def test_overlapping_cidr_different_namespaces() -> None:
     a, b = svc("a", "ns-a", cidrs=("10.0.0.0/24",)), svc("b", "ns-b", cidrs=("10.0.0.0/24",))
     mesh = mesh_of(a, b)
-    assert mesh._services.cidr_count == 2
+    assert cidr_count(mesh) == 2
     assert found(mesh, "10.0.0.5", "ns-a") == "ns-a/a"
     assert found(mesh, "10.0.0.5", "ns-b") == "ns-b/b"
     assert found(mesh, "10.0.0.5", "ns-c") == "ns-a/a"
 
     tell(mesh, remove=[str(a.service.key)])
-    assert mesh._services.cidr_count == 1
+    assert cidr_count(mesh) == 1
     assert found(mesh, "10.0.0.5") == "ns-b/b"
     tell(mesh, remove=[str(b.service.key)])
-    assert mesh._services.cidr_count == 0
+    assert cidr_count(mesh) == 0
 
 
 def test_cidr_namespace_preferred_over_cidr_specificity() -> None:

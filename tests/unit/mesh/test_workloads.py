@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.unit.mesh.world import at, mesh_of, pod, tell
+from tests.unit.mesh.world import address_count, at, mesh_of, pod, tell
 from ztunnel_trio.mesh.decode import workload_entry
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.mesh.workloads import Numbered
@@ -115,14 +115,14 @@ def test_names_survive_whatever_the_uid(uid: str, name: str) -> None:
 
 def test_the_same_address_twice_is_indexed_once() -> None:
     mesh = mesh_of(pod("a", "10.0.0.1", "10.0.0.1"), pod("b", "10.0.0.1", "10.0.0.1"))
-    assert mesh._workloads.address_count == 1
+    assert address_count(mesh) == 1
 
     tell(mesh, remove=["a"])
     found = mesh.workload_at(at("10.0.0.1"))
     assert found is not None
     assert found.uid == "b"
     tell(mesh, remove=["b"])
-    assert mesh._workloads.address_count == 0
+    assert address_count(mesh) == 0
 
 
 def test_three_workloads_of_one_address_leave_one_by_one() -> None:

@@ -9,6 +9,7 @@ from ztunnel_trio.mesh.decode import (
     AddressEntry,
     ServiceEntry,
     WorkloadEntry,
+    build_workload,
     prepare_address,
     prepare_policy,
 )
@@ -165,6 +166,11 @@ def service(
     return entry
 
 
+def workload_of(entry: WorkloadEntry) -> Workload:
+    """The whole value an entry stands for."""
+    return build_workload(entry.shared.prototype, entry.uid, entry.name, entry.addresses, entry.place)
+
+
 def tell(mesh: Mesh, *entries: AddressEntry, remove: Sequence[str] = (), last: bool = True) -> Changes:
     return mesh.apply(Batch(addresses=entries, removed_addresses=remove, last=last))
 
@@ -194,12 +200,24 @@ class Counts:
     staged: int = 0
 
 
+def address_count(mesh: Mesh) -> int:
+    """How many addresses of workloads are indexed."""
+    return sum(len(addresses) for addresses in mesh._workloads._by_address.values())
+
+
+def cidr_count(mesh: Mesh) -> int:
+    """How many services are indexed under a range, each once a range."""
+    networks = mesh._services._by_cidr.values()
+    ranges = [found for lengths in networks for by_number in lengths.values() for found in by_number.values()]
+    return sum(len(services) for services in ranges)
+
+
 def counts(mesh: Mesh) -> Counts:
     """As the Rust ztunnel's tests count; staged counts services, not endpoints."""
     return Counts(
-        addresses=mesh._workloads.address_count,
+        addresses=address_count(mesh),
         uids=len(mesh.uids()),
-        vips=mesh._services.vip_count,
+        vips=sum(len(vips) for vips in mesh._services._by_vip.values()),
         services=len(list(mesh.services())),
         staged=len(list(mesh.staged())),
     )
