@@ -46,21 +46,14 @@ from ztunnel_trio.supervise.pace import Pace, nothing_moves
 from ztunnel_trio.wire.ads import (
     DELTA_PATH,
     Arrived,
-    CompleteEnd,
     Discovery,
     NodeFacts,
-    OtherEnd,
     Rejection,
     Rejections,
-    Response,
-    ResponseSplitter,
-    Retries,
-    StatusEnd,
-    StreamEnd,
     Subscription,
-    parse_resource,
-    resources_in,
 )
+from ztunnel_trio.wire.delta_response import Response, ResponseSplitter, parse_resource, resources_in
+from ztunnel_trio.wire.stream_end import CompleteEnd, OtherEnd, Retries, StatusEnd, StreamEnd
 
 log = logging.getLogger("ztunnel::xds::client")
 

@@ -2,41 +2,29 @@
 
 Theory of operation. `Discovery` lives as long as the process and knows, for each type, which resources the
 control plane has given us in which version. A stream begins with `open_stream()`: one request a type with the
-node and those versions, so that only what changed comes again. Each response goes through `ResponseSplitter`
-in pieces; its resources are decoded and applied by the caller, some at a time, and reported with `received()`
-and `removed()`; `finish()` returns the one ACK or NACK. `demand()` asks for one more name in on-demand mode.
+node and those versions, so that only what changed comes again. The resources of a response
+(`delta_response`) are decoded and applied by the caller, some at a time, and reported with `received()` and
+`removed()`; `finish()` returns the one ACK or NACK. `demand()` asks for one more name in on-demand mode.
 
 A resource that was rejected keeps the version we had of it before: after a reconnect it comes again.
 
 A mesh may have hundreds of thousands of resources. Nothing here therefore takes longer for more of them, but
 for the generators, which let the caller pause, and versions are kept only for what one request can name
 (`Known`).
-
-`Retries` says how long to wait after a stream has ended, from how it ended.
 """
 
-from array import array
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from mmap import mmap
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
-from google.protobuf.message import DecodeError
-
-from ztunnel_trio.errors import PeerBrokeProtocol, WeBrokeProtocol
+from ztunnel_trio.errors import WeBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
-from ztunnel_trio.spec.grpc import GrpcCode
+from ztunnel_trio.wire.delta_response import Response
 
 DELTA_PATH: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 REQUEST_LIMIT_BYTES: Final = 4 * 1024 * 1024 - 64 * 1024  # istiod takes 4 MiB (ISTIO_GPRC_MAXRECVMSGSIZE)
-MAX_RESOURCES: Final = 4_000_000  # of one response; ten times the largest mesh istiod is built for
-_MAX_VARINT_BYTES: Final = 10
-_BLOCK_BYTES: Final = 1024 * 1024
 _NAMES_AT_ONCE: Final = 256
 _LITTLE_ROOM: Final = 128  # bytes of a request that are not worth measuring every entry for
-_GROUP: Final = 4  # resources decoded together: 30 µs of work, half a microsecond less each than alone
 _REJECTIONS_TOLD: Final = 1000
 _DOMAIN_OF_NODE_IDS: Final = "svc.cluster.local"  # literal, whatever the cluster's domain is
 
@@ -83,94 +71,6 @@ class Subscription:
     on_demand: bool = False
 
 
-class Resources:
-    """The resources of a response, still encoded, in order; some are cut out when it is their turn.
-
-    They lie in blocks of memory of their own, which go back to the system one by one: the whole mesh comes
-    in one message, and as many small objects in the heap would leave it full of holes.
-    """
-
-    __slots__ = ("_blocks", "count")
-
-    def __init__(self) -> None:
-        self._blocks: deque[_Block] = deque()
-        self.count = 0  # of those that came
-
-    def __bool__(self) -> bool:
-        return bool(self._blocks)
-
-    def take(self) -> bytes:
-        """The first few that are left, as fields of the response (`resources_in`); they are not kept.
-
-        Raises:
-            IndexError: none is left.
-        """
-        block = self._blocks[0]
-        group = block.take()
-        if block.is_used_up:
-            block.memory.close()
-            self._blocks.popleft()
-        return group
-
-    def add(self, data: bytes, bounds: list[int], announced: int) -> None:
-        """Keep resources; `bounds` are begin and end of their fields in data.
-
-        `announced` bytes of the message are left with these.
-        """
-        size = bounds[-1]
-        if not self._blocks or self._blocks[-1].room < size:
-            self._blocks.append(_Block(max(size, min(announced, _BLOCK_BYTES))))
-        self._blocks[-1].put(memoryview(data)[:size], bounds)
-        self.count += len(bounds) // 2
-
-
-class _Block:
-    """Memory with resources in it, and where groups of them begin and end."""
-
-    __slots__ = ("_begins", "_ends", "_filled", "_position", "memory")
-
-    def __init__(self, size: int) -> None:
-        self.memory = mmap(-1, size)
-        self._filled = 0
-        self._begins = array("I")
-        self._ends = array("I")
-        self._position = 0
-
-    @property
-    def room(self) -> int:
-        return len(self.memory) - self._filled
-
-    @property
-    def is_used_up(self) -> bool:
-        return self._position == len(self._begins)
-
-    def put(self, data: memoryview, bounds: list[int]) -> None:
-        base, self._filled = self._filled, self._filled + len(data)
-        self.memory[base : self._filled] = data
-        step = 2 * _GROUP
-        begins, ends = bounds[::step], bounds[step - 1 :: step]
-        if len(ends) < len(begins):
-            ends.append(bounds[-1])
-        self._begins.extend([base + bound for bound in begins])
-        self._ends.extend([base + bound for bound in ends])
-
-    def take(self) -> bytes:
-        position = self._position
-        self._position = position + 1
-        return self.memory[self._begins[position] : self._ends[position]]
-
-
-@dataclass(slots=True, eq=False)
-class Response:
-    """One DeltaDiscoveryResponse cut into its parts."""
-
-    system_version_info: str = ""
-    type_url: str = ""
-    nonce: str = ""
-    resources: Resources = field(default_factory=Resources)
-    removed: list[str] = field(default_factory=list)
-
-
 class Arrived(Protocol):
     """A resource of a response, of which this is all there is to remember."""
 
@@ -180,15 +80,6 @@ class Arrived(Protocol):
     def version(self) -> str: ...
     @property
     def aliases(self) -> tuple[str, ...]: ...
-
-
-class Resource(NamedTuple):
-    """One resource of a response. `value` is None when the payload is missing."""
-
-    name: str
-    version: str
-    aliases: tuple[str, ...]
-    value: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,185 +131,6 @@ class Finished:
     """The names that were demanded and are answered by this response."""
     became_ready: bool
     """This response completed the first full picture of every wildcard type."""
-
-
-class ResponseSplitter:
-    """Cuts a DeltaDiscoveryResponse of a known size into parts, from pieces of any length."""
-
-    __slots__ = ("_field_bytes", "_parts", "_parts_bytes", "_remaining", "_response")
-
-    def __init__(self, size: int) -> None:
-        self._response = Response()
-        self._remaining = size  # of the message, not yet cut
-        self._parts: list[bytes] = []
-        self._parts_bytes = 0
-        self._field_bytes = 0  # nothing can be cut before that many bytes are here
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of the message.
-
-        Raises:
-            PeerBrokeProtocol: not a DeltaDiscoveryResponse.
-        """
-        self._parts.append(data)
-        self._parts_bytes += len(data)
-        if self._parts_bytes > self._remaining:
-            raise PeerBrokeProtocol("discovery response is longer than announced")
-        if self._parts_bytes < self._field_bytes:
-            return
-        data = b"".join(self._parts) if len(self._parts) > 1 else data
-        bounds: list[int] = []
-        used = self._cut(data, bounds)
-        if bounds:
-            self._response.resources.add(data, bounds, self._remaining)
-            if self._response.resources.count > MAX_RESOURCES:
-                raise PeerBrokeProtocol("discovery response has too many resources")
-        rest = data[used:]
-        self._parts = [rest] if rest else []
-        self._parts_bytes = len(rest)
-        self._remaining -= used
-
-    def finish(self) -> Response:
-        """The whole response, once every byte was fed.
-
-        Raises:
-            PeerBrokeProtocol: the message ends in the middle of a field.
-        """
-        if self._remaining:
-            raise PeerBrokeProtocol("discovery response ends within a field")
-        return self._response
-
-    def _cut(self, data: bytes, bounds: list[int]) -> int:
-        """Take every complete field from the front; returns how many bytes those had.
-
-        Appends where the fields of resources begin and end.
-        """
-        position, end = 0, len(data)
-        self._field_bytes = 0
-        while position < end:
-            begin = position
-            tag = data[position]
-            if tag == 0x12 and end - position > 3:  # a resource, whose length mostly takes two bytes
-                low, high = data[position + 1], data[position + 2]
-                if low >= 0x80 > high:
-                    stop = position + 3 + (low & 0x7F | high << 7)
-                    if stop <= end:
-                        bounds += (position, stop)
-                        position = stop
-                        continue
-            position += 1
-            if tag & 0x80:
-                tag, position = _varint(data, begin, end)
-                if not position:
-                    return begin
-            kind = tag & 7
-            if kind != 2:
-                position = self._skip(data, position, end, tag)
-                if position < 0:
-                    return begin
-                continue
-            if position >= end:
-                return begin
-            length = data[position]
-            position += 1
-            if length & 0x80:
-                length, position = _varint(data, position - 1, end)
-                if not position:
-                    return begin
-            stop = position + length
-            if stop > end:
-                if stop > self._remaining:
-                    raise PeerBrokeProtocol("discovery response has a field that reaches past its end")
-                self._field_bytes = stop - begin
-                return begin
-            if tag == 0x12:
-                bounds += (begin, stop)
-            else:
-                self._take_text(tag >> 3, data[position:stop])
-            position = stop
-        return position
-
-    def _take_text(self, number: int, value: bytes) -> None:
-        """Keep one of the string fields (xds.proto, DeltaDiscoveryResponse); unknown ones are skipped."""
-        if number not in {1, 4, 5, 6}:
-            if number == 0:
-                raise PeerBrokeProtocol("discovery response: field 0")
-            return
-        try:
-            text = value.decode()
-        except UnicodeDecodeError as error:
-            raise PeerBrokeProtocol(f"discovery response: field {number} is not UTF-8") from error
-        match number:
-            case 1:
-                self._response.system_version_info = text
-            case 4:
-                self._response.type_url = text
-            case 5:
-                self._response.nonce = text
-            case _:
-                self._response.removed.append(text)
-
-    def _skip(self, data: bytes, position: int, end: int, tag: int) -> int:
-        """Step over an unknown field that has no length; -1 when it is not complete yet."""
-        if tag >> 3 in {0, 1, 2, 4, 5, 6}:
-            raise PeerBrokeProtocol(f"discovery response: field {tag >> 3} has wire type {tag & 7}")
-        match tag & 7:
-            case 0:
-                return (_varint(data, position, end)[1]) or -1
-            case 1:
-                return position + 8 if position + 8 <= end else -1
-            case 5:
-                return position + 4 if position + 4 <= end else -1
-            case kind:
-                raise PeerBrokeProtocol(f"discovery response: wire type {kind}")
-
-
-def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """Read a varint; returns it and the position behind it, or (0, 0) when it is not complete.
-
-    Raises:
-        PeerBrokeProtocol: longer than any 64-bit number.
-    """
-    value = shift = 0
-    start = position
-    while position < end:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        if position - start >= _MAX_VARINT_BYTES:
-            raise PeerBrokeProtocol("discovery response: varint is too long")
-        shift += 7
-    return 0, 0
-
-
-def resources_in(group: bytes) -> list[bytes]:
-    """The resources of some fields of a response, each still encoded."""
-    bounds: list[int] = []
-    ResponseSplitter(len(group))._cut(group, bounds)
-    pairs = zip(bounds[::2], bounds[1::2], strict=True)
-    return [group[_varint(group, begin + 1, end)[1] : end] for begin, end in pairs]
-
-
-def parse_resource(encoded: bytes) -> Resource:
-    """Decode the envelope of one resource; its payload stays encoded.
-
-    Raises:
-        PeerBrokeProtocol: not a Resource.
-    """
-    try:
-        message = xds_pb2.Resource.FromString(encoded)
-    except DecodeError as error:
-        raise PeerBrokeProtocol(f"decode: {error}") from error
-    value = message.resource.value
-    aliases = message.aliases
-    return Resource(
-        message.name,
-        message.version,
-        tuple(aliases) if aliases else (),
-        value if value or message.HasField("resource") else None,
-    )
 
 
 class Known:
@@ -694,143 +406,3 @@ def _bounded(text: str, limit_bytes: int) -> str:
     """Cut a NACK's text where the request would outgrow what the control plane takes."""
     encoded = text.encode()
     return text if len(encoded) <= limit_bytes else encoded[:limit_bytes].decode(errors="ignore") + "…"
-
-
-class EndReason(Enum):
-    """How a stream ended, as the metric names it."""
-
-    CONNECTION_ERROR = "ConnectionError"
-    RECONNECT = "Reconnect"
-    ERROR = "Error"
-    COMPLETE = "Complete"
-
-
-@dataclass(frozen=True, slots=True)
-class StatusEnd:
-    """The call failed with a status. `answered`: the server's response headers had come."""
-
-    code: GrpcCode
-    message: str
-    answered: bool
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CompleteEnd:
-    """The server ended the stream without an error."""
-
-
-@dataclass(frozen=True, slots=True)
-class OtherEnd:
-    """Something of our own was in the way: an unreadable root certificate or token."""
-
-    error: str
-
-
-StreamEnd = StatusEnd | CompleteEnd | OtherEnd
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """What to do about an end: how long to wait, what to count and what to say (as a warning or not)."""
-
-    seconds: float
-    reason: EndReason
-    text: str
-    is_warning: bool = True
-
-
-class Retries:
-    """The wait between streams: 20, 40, 80 … ms up to 15 s while attempts fail (ztunnel src/xds/client.rs).
-
-    A connection alone does not shorten it again; an ordinary end does.
-    """
-
-    FIRST_SECONDS: Final = 0.010
-    LIMIT_SECONDS: Final = 15.0
-
-    __slots__ = ("_address", "_backoff")
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._backoff = self.FIRST_SECONDS
-
-    def after(self, end: StreamEnd) -> Retry:
-        """Judge one end."""
-        match end:
-            case CompleteEnd():
-                self._backoff = self.FIRST_SECONDS
-                return Retry(0.0, EndReason.COMPLETE, "XDS client complete")
-            case OtherEnd(error):
-                seconds = self._longer()
-                return Retry(
-                    seconds,
-                    EndReason.ERROR,
-                    f"XDS client error: {error}, retrying in {duration_text(seconds)}",
-                )
-            case StatusEnd(answered=False):
-                seconds = self._longer()
-                text = connection_error_text(self._address, end)
-                return Retry(
-                    seconds,
-                    EndReason.CONNECTION_ERROR,
-                    f"XDS client connection error: {text}, retrying in {duration_text(seconds)}",
-                )
-            case StatusEnd() if _is_benign(end):
-                self._backoff = self.FIRST_SECONDS
-                return Retry(
-                    self._backoff,
-                    EndReason.RECONNECT,
-                    f"XDS client terminated: {stream_error_text(end)}",
-                    is_warning=False,
-                )
-            case StatusEnd():
-                seconds = self._longer()
-                text = stream_error_text(end)
-                return Retry(
-                    seconds,
-                    EndReason.ERROR,
-                    f"XDS client error: {text}, retrying in {duration_text(seconds)}",
-                )
-
-    def _longer(self) -> float:
-        self._backoff = min(self.LIMIT_SECONDS, 2 * self._backoff)
-        return self._backoff
-
-
-def _is_benign(end: StatusEnd) -> bool:
-    """Whether a status is what a server's maximum connection age looks like."""
-    match end.code:
-        case GrpcCode.UNKNOWN | GrpcCode.CANCELLED | GrpcCode.DEADLINE_EXCEEDED:
-            return True
-        case GrpcCode.UNAVAILABLE:
-            return "transport is closing" in end.message or "received prior goaway" in end.message
-        case _:
-            return False
-
-
-def status_text(end: StatusEnd) -> str:
-    """A status as the Rust ztunnel writes it, with hints for what operators meet most."""
-    text = f'status: {end.code.title}, message: "{end.message}"'
-    if "authentication failure" in end.message:
-        text += " (hint: check the control plane logs for more information)"
-    if end.source:
-        text += f", source: {end.source}"
-        if "Temporary failure in name resolution" in end.source:
-            text += " (hint: is the DNS server reachable?)"
-    return text
-
-
-def connection_error_text(address: str, end: StatusEnd) -> str:
-    """The text for an attempt that never got an answer."""
-    return f"gRPC connection error connecting to {address}: {status_text(end)}"
-
-
-def stream_error_text(end: StatusEnd) -> str:
-    """The text for a stream that failed after it was established."""
-    return f"gRPC error {status_text(end)}"
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as Rust's `Duration` prints, e.g. `20ms`, `1.28s`, `15s`."""
-    return f"{seconds:g}s" if seconds >= 1 else f"{seconds * 1000:g}ms"

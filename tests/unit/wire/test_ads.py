@@ -1,32 +1,21 @@
-"""Delta xDS: what is asked first, what is remembered, what is answered, and how long to wait after an end."""
+"""Delta xDS: what is asked first, what is remembered, what is answered."""
 
 from collections.abc import Iterable
 
 import pytest
 
-from ztunnel_trio.errors import PeerBrokeProtocol, WeBrokeProtocol
+from ztunnel_trio.errors import WeBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
-from ztunnel_trio.spec.grpc import GrpcCode
 from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.wire.ads import (
-    CompleteEnd,
     Discovery,
-    EndReason,
     Finished,
     NodeFacts,
-    OtherEnd,
     Rejection,
     Rejections,
-    Resource,
-    Response,
-    ResponseSplitter,
-    Retries,
-    StatusEnd,
-    StreamEnd,
     Subscription,
-    duration_text,
-    parse_resource,
 )
+from ztunnel_trio.wire.delta_response import Resource, Response
 
 NODE = NodeFacts(instance_ip="10.0.0.1", pod_name="zt", pod_namespace="istio-system", node_name="node1")
 Request = xds_pb2.DeltaDiscoveryRequest
@@ -346,133 +335,3 @@ def test_a_nack_text_is_bounded() -> None:
 
     assert len(finished.request) < 1500
     assert Request.FromString(finished.request).error_detail.message.endswith("…")
-
-
-def test_resources_are_opened_but_not_their_payloads() -> None:
-    message = xds_pb2.Resource(name="a", version="v", aliases=["b"])
-    assert parse_resource(message.SerializeToString()) == Resource("a", "v", ("b",), None)
-    message.resource.value = b"\xff"
-    assert parse_resource(message.SerializeToString()).value == b"\xff"
-    with pytest.raises(PeerBrokeProtocol, match="decode: "):
-        parse_resource(b"\xff\xff")
-
-
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        (b"\x12\x05ab", "past its end"),
-        (b"\x12\xff\xff\xff\xff\x0f", "past its end"),
-        (b"\x12" + b"\xff" * 10 + b"\x01", "varint is too long"),
-        (b"\x10\x01", "field 2 has wire type 0"),
-        (b"\x00\x01", "field 0"),
-        (b"\x02\x01a", "field 0"),
-        (b"\x3b", "wire type 3"),
-        (b"\x22\x01\xff", "field 4 is not UTF-8"),
-        (b"\x12", "ends within a field"),
-        (b"\x39\x00", "ends within a field"),
-    ],
-)
-def test_a_broken_response_is_refused(data: bytes, text: str) -> None:
-    def split() -> None:
-        splitter = ResponseSplitter(len(data))
-        splitter.feed(data)
-        splitter.finish()
-
-    with pytest.raises(PeerBrokeProtocol, match=text):
-        split()
-
-
-def test_a_response_longer_than_announced_is_refused() -> None:
-    splitter = ResponseSplitter(1)
-    with pytest.raises(PeerBrokeProtocol):
-        splitter.feed(b"\x12\x00")
-
-
-def test_an_empty_message_is_an_empty_response() -> None:
-    assert ResponseSplitter(0).finish().type_url == ""
-
-
-ADDRESS = "https://istiod:15012"
-
-
-def test_failures_wait_longer_and_longer_and_an_ordinary_end_starts_over() -> None:
-    retries = Retries(ADDRESS)
-    refused = StatusEnd(GrpcCode.UNKNOWN, "client error (Connect)", answered=False)
-
-    waits = [round(retries.after(refused).seconds * 1000) for _ in range(12)]
-
-    assert waits == [20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 15000, 15000]
-    assert retries.after(StatusEnd(GrpcCode.UNKNOWN, "", answered=True)).seconds == 0.010
-    assert retries.after(refused).seconds == 0.020
-    assert retries.after(CompleteEnd()).seconds == 0
-    assert retries.after(refused).seconds == 0.020
-    assert retries.after(StatusEnd(GrpcCode.INTERNAL, "", answered=True)).seconds == 0.040
-    assert retries.after(OtherEnd("no root")).seconds == 0.080  # the reference retries at once
-
-
-@pytest.mark.parametrize(
-    ("end", "reason", "text"),
-    [
-        (
-            StatusEnd(GrpcCode.UNAUTHENTICATED, "authentication failure", answered=False),
-            EndReason.CONNECTION_ERROR,
-            f"XDS client connection error: gRPC connection error connecting to {ADDRESS}: status: "
-            'Unauthenticated, message: "authentication failure" (hint: check the control plane logs for more '
-            "information), retrying in 20ms",
-        ),
-        (
-            StatusEnd(
-                GrpcCode.UNKNOWN,
-                "client error (Connect)",
-                answered=False,
-                source="dns error: Temporary failure in name resolution",
-            ),
-            EndReason.CONNECTION_ERROR,
-            f"XDS client connection error: gRPC connection error connecting to {ADDRESS}: status: Unknown, "
-            'message: "client error (Connect)", source: dns error: Temporary failure in name resolution '
-            "(hint: is the DNS server reachable?), retrying in 20ms",
-        ),
-        (
-            StatusEnd(GrpcCode.CANCELLED, "", answered=True),
-            EndReason.RECONNECT,
-            'XDS client terminated: gRPC error status: Cancelled, message: ""',
-        ),
-        (
-            StatusEnd(GrpcCode.DEADLINE_EXCEEDED, "", answered=True),
-            EndReason.RECONNECT,
-            'XDS client terminated: gRPC error status: DeadlineExceeded, message: ""',
-        ),
-        (
-            StatusEnd(GrpcCode.UNAVAILABLE, "transport is closing", answered=True),
-            EndReason.RECONNECT,
-            'XDS client terminated: gRPC error status: Unavailable, message: "transport is closing"',
-        ),
-        (
-            StatusEnd(GrpcCode.UNAVAILABLE, "closing: received prior goaway: x", answered=True),
-            EndReason.RECONNECT,
-            "XDS client terminated: gRPC error status: Unavailable, "
-            'message: "closing: received prior goaway: x"',
-        ),
-        (
-            StatusEnd(GrpcCode.UNAVAILABLE, "overloaded", answered=True),
-            EndReason.ERROR,
-            'XDS client error: gRPC error status: Unavailable, message: "overloaded", retrying in 20ms',
-        ),
-        (
-            StatusEnd(GrpcCode.ABORTED, "x", answered=True),
-            EndReason.ERROR,
-            'XDS client error: gRPC error status: Aborted, message: "x", retrying in 20ms',
-        ),
-        (CompleteEnd(), EndReason.COMPLETE, "XDS client complete"),
-        (OtherEnd("no root"), EndReason.ERROR, "XDS client error: no root, retrying in 20ms"),
-    ],
-)
-def test_every_end_has_its_reason_and_text(end: StreamEnd, reason: EndReason, text: str) -> None:
-    retry = Retries(ADDRESS).after(end)
-
-    assert (retry.reason, retry.text) == (reason, text)
-    assert retry.is_warning == (reason is not EndReason.RECONNECT)
-
-
-def test_durations_read_as_rust_prints_them() -> None:
-    assert [duration_text(one) for one in (0.02, 0.64, 1.28, 15.0)] == ["20ms", "640ms", "1.28s", "15s"]

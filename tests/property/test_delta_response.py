@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
-from ztunnel_trio.wire.ads import Response, ResponseSplitter, parse_resource, resources_in
+from ztunnel_trio.wire.delta_response import Response, ResponseSplitter, parse_resource, resources_in
 
 names = st.text(max_size=20)
 resources = st.builds(
