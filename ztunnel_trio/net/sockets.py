@@ -186,16 +186,17 @@ class SocketFactory:
         Raises:
             OSError: as the kernel gave it; no socket is left behind.
         """
-        target = SocketAddress(canonical(destination.ip), destination.port)
-        spoof = None if source is None or canonical(source) == target.ip else canonical(source)
-        family = _family(target.ip if spoof is None else spoof)
-        if family != _family(target.ip):
+        target = canonical(destination.ip)
+        spoof = None if source is None else canonical(source)
+        if spoof == target:
+            spoof = None
+        if spoof is not None and spoof.version != target.version:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
-        sock = self.tcp(family)
+        sock = self.tcp(_family(target))
         try:
             if spoof is not None:
                 _bind_foreign(sock, spoof)
-            sockaddr = _sockaddr(target)
+            sockaddr = (str(target), destination.port)
             error = sock.connect_ex(sockaddr)
             if error == errno.EINPROGRESS:
                 error = sock.connect_ex(sockaddr)

@@ -57,6 +57,10 @@ class InboundKey:
     connection: InboundConnection
     host: str | None = None
 
+    def __hash__(self) -> int:
+        source = self.connection.source  # tells nearly all apart; the whole would take ten calls
+        return hash((int(source.ip), source.port))
+
 
 @dataclass(slots=True, eq=False)
 class OutboundEntry:

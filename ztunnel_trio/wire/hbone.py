@@ -298,7 +298,10 @@ class HboneConnection:
             stream.receive_window += stream.owed
             self._put(_WINDOW, 0, stream_id, _WORD.pack(stream.owed))
             stream.owed = 0
-        self._credit_connection(taken)
+        if self._connection_owed + taken >= self._connection_quarter:
+            self._credit_connection(taken)
+        else:
+            self._connection_owed += taken
 
     def _credit_lingering(self, stream_id: int, taken: int) -> None:
         """Bytes of a stream that ended before they were taken; those of a reset one were returned at once."""
@@ -426,7 +429,8 @@ class HboneConnection:
     # -- DATA
 
     def _begin_data(self, length: int, flags: int, stream_id: int, events: list[Event]) -> None:
-        self._check_order(_DATA, stream_id)
+        if self._block_stream_id or not self._settings_seen:
+            self._check_order(_DATA, stream_id)
         if stream_id == 0:
             raise PeerBrokeProtocol("DATA on stream 0", ErrorCode.PROTOCOL_ERROR)
         if length > self._settings.frame_size:
@@ -538,7 +542,8 @@ class HboneConnection:
         return stream_id % 2 == 0 or stream_id > self._highest
 
     def _frame(self, kind: int, flags: int, stream_id: int, frame: bytes, events: list[Event]) -> None:
-        self._check_order(kind, stream_id)
+        if self._block_stream_id or not self._settings_seen:
+            self._check_order(kind, stream_id)
         if kind in (_HEADERS, _CONTINUATION):
             self._headers(kind, flags, stream_id, frame, events)
         elif kind == _WINDOW:
