@@ -14,7 +14,8 @@ from ztunnel_trio.net.engine import End, Engine
 
 Bytes = bytes | bytearray | memoryview
 
-_NOTHING: Final = bytes(4)  # the length of an empty queue, as FIONREAD gives it
+_QUEUED: Final = bytearray(4)  # the length of a queue, as FIONREAD writes it: for the moment of a look
+_NOTHING: Final = bytes(4)
 
 
 class Transport(Protocol):
@@ -84,8 +85,11 @@ class TlsSocket:
 
     def is_drained(self) -> bool:
         # OpenSSL keeps nothing back: reads ask for more than a record, and it never reads ahead.
-        # A sixth of the price of a read that would block.
-        return self._engine is not None and ioctl(self._fd, FIONREAD, _NOTHING) == _NOTHING
+        # A sixth of the price of a read that would block; the buffer can change, or it would be a third.
+        if self._engine is None:
+            return False
+        ioctl(self._fd, FIONREAD, _QUEUED)
+        return _QUEUED == _NOTHING
 
     def finish(self) -> None:
         try:  # unwrap wants the peer's close_notify, too: it comes or it does not
