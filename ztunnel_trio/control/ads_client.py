@@ -57,8 +57,11 @@ from ztunnel_trio.wire.stream_end import CompleteEnd, OtherEnd, Retries, StatusE
 
 log = logging.getLogger("ztunnel::xds::client")
 
+_SMALL_BYTES: Final = 64 * 1024  # a message that is read without a rest, lest many of them cannot keep up
 _SHORT_PIECE_BYTES: Final = 16 * 1024  # while something moves; decrypted, parsed and cut in 0.1 ms
 _DECODING: Final = 0.5  # of a slice; the rest is for applying
+_DECODING_SMALL: Final = 1.5  # the same where a response is small: they come one after the other
+_SMALL_RESPONSE: Final = 256  # resources
 _DECODE_FAILED: Final = "decode: "
 _NO_PAYLOAD: Final = "XDS payload without resource"
 _LARGE_RESPONSE: Final = 10_000  # resources; from here on the collector pauses
@@ -262,6 +265,10 @@ class AdsClient:
 
     async def _read_response(self, stream: CallStream, size: int) -> Response:
         splitter = ResponseSplitter(size)
+        if size <= _SMALL_BYTES:
+            while piece := await stream.piece():
+                splitter.feed(piece)
+            return splitter.finish()
         while piece := await stream.piece(_SHORT_PIECE_BYTES if self._pace.is_busy else WINDOW_BYTES):
             await self._pace.rest()  # what arrives and what is cut hold the loop apart
             splitter.feed(piece)
@@ -297,9 +304,10 @@ class AdsClient:
         """Decode and apply resources in slices; returns how many bytes of payload there were."""
         type_url, resources, pace = response.type_url, response.resources, self._pace
         take_short_way = type_url == ADDRESS_TYPE and not self._settings.on_demand  # that reads no aliases
+        decoding = _DECODING_SMALL if resources.count <= _SMALL_RESPONSE else _DECODING
         received_bytes = 0
         while resources:
-            pace.begin(_DECODING)
+            pace.begin(decoding)
             some = _Slice()
             while resources:
                 group = resources.take()

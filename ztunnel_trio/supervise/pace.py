@@ -18,7 +18,7 @@ LONG_SECONDS: Final = 0.002
 SHORT_SECONDS: Final = 0.00006
 REST_SECONDS: Final = 0.0003
 BUSY_FOR_SECONDS: Final = 0.1
-_PART_OF_REST: Final = 0.15
+_PART_OF_REST: Final = 0.2
 
 
 def nothing_moves() -> int:
