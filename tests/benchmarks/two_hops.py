@@ -25,7 +25,9 @@ import trustme
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
-from ztunnel_trio.proxy.tunnel import ClientTunnel, ServerTunnel, TunnelRequest, TunnelSettings
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
+from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel import TunnelSettings
 
 HEADERS = [
     (

@@ -20,7 +20,8 @@ from ztunnel_trio.model.workload import GatewayAddress, Workload
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.net.tls_memory import MemoryTls
-from ztunnel_trio.proxy.tunnel import ServerTunnel, TunnelRequest, TunnelSettings
+from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.spec.network import HBONE_PORT
 
 NETWORK = "far"

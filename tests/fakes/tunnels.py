@@ -13,7 +13,9 @@ import trustme
 from ztunnel_trio.model.address import HostPort
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
-from ztunnel_trio.proxy.tunnel import ClientTunnel, Serve, ServerTunnel, TunnelRequest, TunnelSettings
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
+from ztunnel_trio.proxy.server_tunnel import Serve, ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
 
 
@@ -225,3 +227,8 @@ async def two_hops(
             nursery.cancel_scope.cancel()
         assert engine.registered == 0
         services.cancel_scope.cancel()
+
+
+async def never_asked(request: TunnelRequest) -> None:
+    """Serves nobody: no request may come."""
+    raise AssertionError

@@ -25,10 +25,10 @@ from ztunnel_trio.net.tls import (
     proven_peer,
 )
 from ztunnel_trio.net.tls_memory import MemoryTls
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import PoolKey
 from ztunnel_trio.proxy.registry import Cancellable
-from ztunnel_trio.proxy.tunnel import ClientTunnel
 from ztunnel_trio.proxy.tunnel_stream import Carrier, TunnelStream
 
 REVOKED: Final = "peer certificate revoked by CRL"

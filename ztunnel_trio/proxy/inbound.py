@@ -32,8 +32,9 @@ from ztunnel_trio.proxy.held import Held
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
+from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.serving import ended_by, log
-from ztunnel_trio.proxy.tunnel import ServerTunnel, Tunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel import Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.wire.connect_fields import Field

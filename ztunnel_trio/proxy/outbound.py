@@ -36,12 +36,12 @@ from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls import TlsPeer
 from ztunnel_trio.observe.access_log import ConnectionFacts, ConnectionRecord, describe, source_labels
 from ztunnel_trio.observe.log import Bare, get_logger, span
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.dialler import Dialler, is_revoked
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import Pool, PoolKey
 from ztunnel_trio.proxy.registry import OutboundEntry, Registry
 from ztunnel_trio.proxy.serving import contained, ended_by
-from ztunnel_trio.proxy.tunnel import ClientTunnel
 from ztunnel_trio.proxy.tunnel_stream import Carrier, H2Failed, TunnelStream
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,

@@ -20,8 +20,9 @@ from ztunnel_trio.model.address import HboneTarget, IPAddress, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.tls import TlsPeer
 from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.serving import contained
-from ztunnel_trio.proxy.tunnel import ClientTunnel, Tunnel
+from ztunnel_trio.proxy.tunnel import Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
 from ztunnel_trio.wire.connect_fields import Field
 

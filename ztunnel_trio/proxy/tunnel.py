@@ -6,8 +6,9 @@ their relays. What TLS would not take waits in one queue, and while there is som
 this tunnel reads more from its application. A stream whose reader takes nothing keeps at most its own
 window. HEADERS and the like wake Trio tasks.
 
-Lifetimes are Trio's: `run` is the owner's one task a tunnel (and, at the server, one a request); leaving it
-closes everything.
+What differs by role is in `proxy.client_tunnel` and `proxy.server_tunnel`, whose classes are `Tunnel`s.
+Lifetimes are Trio's: their `run` is the owner's one task a tunnel (and, at the server, one a request);
+leaving it closes everything.
 
 | State   | Meaning                                                                        |
 |---------|--------------------------------------------------------------------------------|
@@ -16,37 +17,27 @@ closes everything.
 | GONE    | the transport is closed                                                        |
 """
 
-import contextvars
 import enum
 import ssl
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 import trio
 
 from ztunnel_trio.errors import PeerBrokeProtocol
-from ztunnel_trio.model.address import HboneTarget
 from ztunnel_trio.net.engine import HANGING_UP, READ_BYTES, READABLE, WRITABLE, Engine, Once
 from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.transport import Bytes, TlsSocket, Transport
-from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.proxy.doubts import Doubts
-from ztunnel_trio.proxy.tunnel_stream import NO_FIELDS, H2Failed, TunnelStream, reason_text
+from ztunnel_trio.proxy.tunnel_stream import TunnelStream, reason_text
 from ztunnel_trio.wire import hbone_events as hbone
-from ztunnel_trio.wire.connect_fields import Field
-from ztunnel_trio.wire.hbone import LARGEST_STREAM_ID, HboneConnection
+from ztunnel_trio.wire.hbone import HboneConnection
 from ztunnel_trio.wire.hbone_book import HboneSettings
 from ztunnel_trio.wire.hbone_events import ErrorCode
-
-client_log = get_logger("proxy::h2::client")
-server_log = get_logger("proxy::h2::server")
 
 _READ_SHARE = 131_072  # what one turn of a tunnel's read pump takes
 _MOST_PENDING = 524_288  # a chunk and the control frames of honest peers; more is a peer that only asks
 _FULL_RECORD = 16_384  # RFC 8446 5.1
-_PING = b"alive?\0\0"
+PING = b"alive?\0\0"
 
 _BROKEN_PIPE = "stream closed because of a broken pipe"  # h2 (Rust) src/proto/connection.rs: recv_eof
 
@@ -69,39 +60,10 @@ class TunnelSettings:
     goodbye_seconds: float = 1.0  # how long a closed tunnel waits for the peer to close, too
 
 
-class _State(enum.Enum):
+class State(enum.Enum):
     OPEN = "open"
     CLOSING = "closing"
     GONE = "gone"
-
-
-class TunnelRequest:
-    """A request at the server, to be answered exactly once."""
-
-    __slots__ = ("_stream", "_tunnel", "authority", "headers", "method")
-
-    def __init__(self, tunnel: "ServerTunnel", stream: TunnelStream, asked: hbone.TunnelRequested) -> None:
-        self._tunnel = tunnel
-        self._stream = stream
-        self.method = asked.method
-        self.authority = asked.authority
-        self.headers = asked.headers
-
-    def refuse(self, status: int) -> None:
-        """Answer with a status and nothing else."""
-        self._tunnel.refuse(self._stream, status)
-
-    def accept(self, headers: Sequence[Field]) -> TunnelStream:
-        """Answer 200 with these headers.
-
-        Raises:
-            H2Failed: the client has given the stream up, or the tunnel is lost.
-        """
-        if self._stream.is_gone:
-            raise H2Failed(self._stream.no_answer_text())
-        self._tunnel.accept(self._stream, headers)
-        self.headers = NO_FIELDS  # they have been read, and an idle stream lives long
-        return self._stream
 
 
 class Tunnel:
@@ -137,7 +99,7 @@ class Tunnel:
         self._hanging_up = False
         self._asked_again = False
         self._heard = 0  # reads that brought something
-        self._state = _State.OPEN
+        self._state = State.OPEN
         self._says_last_word = False
         self._peer_last: int | None = None  # what the peer's GOAWAY named
         self.failure_text = _BROKEN_PIPE  # why there is no answer any more, once the tunnel has ended
@@ -156,7 +118,7 @@ class Tunnel:
         return len(self._streams)
 
     def _begin(self) -> None:
-        if self._state is _State.GONE:
+        if self._state is State.GONE:
             return  # a stream opened before this was refused by the transport: there is nothing to run
         self._transport.start(self.engine, self)
         self.flush()
@@ -168,7 +130,7 @@ class Tunnel:
                 await self.ended.wait()
                 return True
             self._acked = trio.Event()
-            self.core.ping(_PING)
+            self.core.ping(PING)
             self.flush()
             with trio.move_on_after(self.settings.ping_timeout_seconds) as waiting:
                 await self._acked.wait()
@@ -182,9 +144,9 @@ class Tunnel:
 
     def _close(self) -> None:
         """End all streams, write what is left to say, then wait for the peer to close."""
-        if self._state is not _State.OPEN:
+        if self._state is not State.OPEN:
             return
-        self._state = _State.CLOSING
+        self._state = State.CLOSING
         self._end_streams()
         self.flush()
         self.write_out()
@@ -192,16 +154,16 @@ class Tunnel:
             self._finish()
 
     def _finish(self) -> None:
-        if self._state is _State.CLOSING and not self._says_last_word:
+        if self._state is State.CLOSING and not self._says_last_word:
             self._says_last_word = True
             self._transport.finish()
 
     def _lose(self) -> None:
         """The transport is over."""
-        if self._state is _State.GONE:
+        if self._state is State.GONE:
             return
         self.write_out()
-        self._state = _State.GONE
+        self._state = State.GONE
         self._transport.stop()
         self._pending.clear()
         self._end_streams()
@@ -223,7 +185,7 @@ class Tunnel:
 
     def _close_if_idle(self) -> None:
         """After a GOAWAY of either side the tunnel ends with its last stream: there is none now."""
-        if self._state is not _State.OPEN:
+        if self._state is not State.OPEN:
             return
         if (self._peer_last is not None and not self.core.open_streams) or self.core.is_drained:
             self._close()
@@ -271,7 +233,7 @@ class Tunnel:
 
     def _put(self, data: Bytes) -> None:
         """Gather what is small until the end of the engine's turn: one record and one write for many."""
-        if self._state is _State.GONE or self._says_last_word:
+        if self._state is State.GONE or self._says_last_word:
             return
         pending = self._pending
         if self.is_blocked:
@@ -327,7 +289,7 @@ class Tunnel:
             return
         self._pending.clear()
         self.is_blocked = False
-        if self._state is _State.CLOSING:
+        if self._state is State.CLOSING:
             self._finish()
         else:
             self._resume_waiting()
@@ -375,7 +337,7 @@ class Tunnel:
 
     def _pump(self) -> None:
         """Read until there is nothing or a turn's share is there, and act on it."""
-        if not self._may_read or self._state is _State.GONE:
+        if not self._may_read or self._state is State.GONE:
             return
         if len(self._pending) > _MOST_PENDING:
             self._fail(ErrorCode.ENHANCE_YOUR_CALM)
@@ -403,7 +365,7 @@ class Tunnel:
         except OSError as error:
             self._note_failure(error)
             is_over = True
-        if total and self._state is _State.OPEN:
+        if total and self._state is State.OPEN:
             self._receive(buffer[:total])
         if is_over:
             self._lose()
@@ -498,253 +460,3 @@ class Tunnel:
 
     def _requested(self, asked: hbone.TunnelRequested) -> None:
         """For the server."""
-
-
-class ClientTunnel(Tunnel):
-    """The outbound side of a tunnel; `tls` is established and owned from here on."""
-
-    def __init__(self, engine: Engine, tls: "ssl.SSLSocket | Transport", settings: TunnelSettings) -> None:
-        super().__init__(engine, tls, settings, is_client=True)
-        self.peer_max_streams = settings.assumed_peer_streams
-        self._queue: deque[Once] = deque()  # opens that wait for a free stream
-        self._releasing = False
-        self._doubts = Doubts(settings.doubt_seconds)
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Speak until the connection ends; the owner's task. Cancelling it closes at once, without a word."""
-        try:
-            self._begin()
-            task_status.started()
-            if not await self._outlast():
-                client_log.warning("HBONE ping timeout/error")
-                self.failure_text = self.lost_text = "ping timeout"
-                return
-            await self._say_goodbye()
-        finally:
-            self._lose()
-        if self._bug is not None:
-            raise self._bug
-
-    async def _outlast(self) -> bool:
-        """Watch the peer until the tunnel ends; whether it ended by itself."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._doubts.watch)
-            is_over = await self._keep_alive()
-            nursery.cancel_scope.cancel(reason="tunnel ended")
-        return is_over
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether new streams may be opened: alive, no GOAWAY, stream ids left."""
-        return (
-            self._state is _State.OPEN
-            and self._peer_last is None
-            and not self._releasing
-            and self.core.can_open
-        )
-
-    @property
-    def has_room(self) -> bool:
-        """Whether `ask` may be called now."""
-        return len(self._streams) < self.peer_max_streams and self.is_usable
-
-    async def open(self, authority: HboneTarget, headers: Sequence[Field]) -> TunnelStream:
-        """CONNECT, and wait for the answer's headers, whatever the status. The caller closes the stream.
-
-        Beyond the peer's limit of streams it waits for one to end. Bytes may be relayed only after status
-        200.
-
-        Raises:
-            H2Failed: there will be no answer.
-        """
-        while self.is_usable and len(self._streams) >= self.peer_max_streams:
-            turn = Once(self.engine)
-            self._queue.append(turn)
-            try:
-                await turn.wait()
-            except BaseException:
-                if turn.is_set:  # pass the place on
-                    self._after_streams_changed()
-                else:
-                    self._queue.remove(turn)
-                raise
-        stream = self.ask(authority, headers, trio.current_time())
-        if not await self.is_answered_soon(stream):
-            await self.insist(stream)
-        return stream
-
-    def ask(self, authority: HboneTarget, headers: Sequence[Field], now: float) -> TunnelStream:
-        """CONNECT; the caller, who knows of room, waits for the answer next. `now` is Trio's.
-
-        Raises:
-            H2Failed: there will be no answer.
-        """
-        if not self.is_usable:
-            raise H2Failed(self.failure_text)
-        stream_id = self.core.open_stream(str(authority), headers)
-        stream = self._streams[stream_id] = TunnelStream(self, stream_id)
-        self._doubts.add(stream.expect_answer(self.engine), now)
-        self.flush()
-        return stream
-
-    async def is_answered_soon(self, stream: TunnelStream) -> bool:
-        """Wait for an answer, no longer than answers take. Without one, `insist` or close the stream."""
-        assert stream.answer is not None
-        try:
-            await stream.answer.wait()
-        except BaseException:
-            stream.close()
-            raise
-        return stream.status != 0
-
-    async def insist(self, stream: TunnelStream) -> None:
-        """Wait for an answer that is late, for as long as the peer shows that it lives.
-
-        A peer that has gone without a word would else hold the application up until the keepalive finds
-        out. Its other streams are left to that: a peer may also be too busy.
-
-        Raises:
-            H2Failed: nothing came; the stream is closed.
-        """
-        try:
-            while stream.status == 0:
-                if stream.is_gone:
-                    raise H2Failed(stream.no_answer_text())
-                heard = self._heard
-                answer = stream.expect_answer(self.engine)
-                self.core.ping(_PING)
-                self.flush()
-                with trio.move_on_after(self.settings.proof_seconds) as waiting:
-                    await answer.wait()
-                if waiting.cancelled_caught and self._heard == heard:
-                    raise H2Failed("ping timeout")
-        except BaseException:
-            stream.close()
-            raise
-
-    def release_when_idle(self) -> None:
-        """Nobody will open streams any more: after the last one GOAWAY(0, NO_ERROR) and an orderly close."""
-        self._releasing = True
-        if not self._streams:
-            self._close_if_idle()
-
-    def abort(self, reason: str) -> None:
-        """Close at once, without a word; all streams end. `reason` is what waiting requests fail with."""
-        self.failure_text = reason
-        self.lost_text = None
-        self._lose()
-
-    def _close_if_idle(self) -> None:
-        if self._releasing and self._state is _State.OPEN:
-            self.core.go_away()
-            self._close()
-        else:
-            super()._close_if_idle()
-
-    def _settings_received(self, max_streams: int | None) -> None:
-        self.peer_max_streams = LARGEST_STREAM_ID if max_streams is None else max_streams
-        self._after_streams_changed()
-
-    def _go_away_received(self, last: int, code: int) -> None:
-        super()._go_away_received(last, code)
-        for stream_id in [stream_id for stream_id in self._streams if stream_id > last]:
-            self.core.reset(stream_id, ErrorCode.CANCEL)
-            self._stream_over(stream_id, code, by_us=False)
-
-    def _after_streams_changed(self) -> None:
-        if not self._queue:
-            return
-        free = self.peer_max_streams - len(self._streams) if self.is_usable else len(self._queue)
-        while self._queue and free > 0:
-            self._queue.popleft().set()
-            free -= 1
-
-
-Serve = Callable[[TunnelRequest], Awaitable[None]]
-
-
-class ServerTunnel(Tunnel):
-    """The inbound side of a tunnel; `tls` is established and owned from here on."""
-
-    def __init__(self, engine: Engine, tls: "ssl.SSLSocket | Transport", settings: TunnelSettings) -> None:
-        super().__init__(engine, tls, settings, is_client=False)
-        self._serve: Serve | None = None
-        self._nursery: trio.Nursery | None = None
-        self._context = contextvars.copy_context()
-        self._served = 0  # tasks
-
-    async def run(
-        self, serve: Serve, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Serve until the connection and the last request have ended; one task a request.
-
-        Cancelling it closes at once. What `serve` raises ends the tunnel.
-        """
-        self._serve = serve
-        self._context = contextvars.copy_context()
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self._begin()
-                task_status.started()
-                if not await self._keep_alive():
-                    server_log.debug("HBONE ping timeout/error, peer may have shutdown")
-                    self.core.go_away()
-                    self._close()
-                await self._say_goodbye()
-                self._lose()
-        finally:
-            self._lose()
-            self._nursery = None
-        if self._bug is not None:
-            raise self._bug
-
-    def drain(self) -> None:
-        """Take no more requests, soon: GOAWAY(2^31-1) and PING, GOAWAY(last); closes with the last stream."""
-        if self._state is _State.OPEN:
-            self.core.drain()
-            self.flush()
-
-    def abort(self, reason: str) -> None:
-        """GOAWAY(last, NO_ERROR) and close; all streams end. `reason` is kept for whoever asks."""
-        if self._state is _State.OPEN:
-            self.failure_text = reason
-            self.core.go_away()
-            self._close()
-
-    def refuse(self, stream: TunnelStream, status: int) -> None:
-        """See `TunnelRequest`."""
-        self.core.refuse(stream.stream_id, status)
-        self.flush()
-        self._drop_if_over(stream.stream_id)
-
-    def accept(self, stream: TunnelStream, headers: Sequence[Field]) -> None:
-        """See `TunnelRequest`."""
-        stream.status = 200
-        self.core.accept(stream.stream_id, headers)
-        self.flush()
-
-    def _requested(self, asked: hbone.TunnelRequested) -> None:
-        nursery = self._nursery
-        if (
-            nursery is None
-            or nursery.cancel_scope.cancel_called
-            or self._served >= 2 * self.settings.max_streams
-        ):
-            self.core.served(asked.stream_id)
-            self.core.reset(asked.stream_id, ErrorCode.REFUSED_STREAM)
-            return
-        stream = self._streams[asked.stream_id] = TunnelStream(self, asked.stream_id)
-        self._served += 1
-        # From a pump, straight into our own nursery: no task has to wake up to start another.
-        self._context.run(nursery.start_soon, self._serve_one, TunnelRequest(self, stream, asked), stream)
-        self.engine.wake()
-
-    async def _serve_one(self, request: TunnelRequest, stream: TunnelStream) -> None:
-        self.core.served(stream.stream_id)
-        try:
-            if self._serve is not None:
-                await self._serve(request)
-        finally:
-            self._served -= 1
-            stream.close()

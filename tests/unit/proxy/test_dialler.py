@@ -18,9 +18,10 @@ from ztunnel_trio.errors import Reason, Refused
 from ztunnel_trio.model.address import HostPort, SocketAddress
 from ztunnel_trio.net.tls import TlsContexts, TlsMisconfigured
 from ztunnel_trio.observe.metrics import Reporter
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.dialler import REVOKED, Dialler, is_revoked
 from ztunnel_trio.proxy.pool import PoolKey
-from ztunnel_trio.proxy.tunnel import ClientTunnel, TunnelRequest
+from ztunnel_trio.proxy.server_tunnel import TunnelRequest
 from ztunnel_trio.spec.network import HBONE_PORT
 
 KEY = PoolKey(

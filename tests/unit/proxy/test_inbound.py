@@ -20,9 +20,10 @@ from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.net.tls import connect_tls
 from ztunnel_trio.observe.metrics import Reporter, Traffic
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.inbound import Inbound
 from ztunnel_trio.proxy.node import ProxySettings
-from ztunnel_trio.proxy.tunnel import ClientTunnel, TunnelSettings
+from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
 from ztunnel_trio.spec.network import HBONE_PORT
 

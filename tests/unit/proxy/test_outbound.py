@@ -28,9 +28,10 @@ from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.net.engine import Engine
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.node import ProxySettings
 from ztunnel_trio.proxy.outbound import Patience, SeededChance, is_timeout, may_another_help
-from ztunnel_trio.proxy.tunnel import ClientTunnel, TunnelRequest
+from ztunnel_trio.proxy.server_tunnel import TunnelRequest
 
 WEB = Service(
     name="web", namespace="ns", hostname="web.ns.svc.cluster.local",

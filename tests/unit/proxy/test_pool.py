@@ -16,8 +16,10 @@ from ztunnel_trio.model.address import HostPort, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.tls import TlsPeer
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.pool import Pool, PoolKey, PoolSettings
-from ztunnel_trio.proxy.tunnel import ClientTunnel, ServerTunnel, TunnelRequest, TunnelSettings
+from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
 
 KEY = PoolKey(

@@ -2,7 +2,6 @@ import errno
 import hashlib
 import random
 import socket
-import ssl
 from collections.abc import Callable
 
 import pytest
@@ -11,11 +10,11 @@ import trio.lowlevel
 
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
-from tests.fakes.tunnels import App, TwoHops, tls_pair, two_hops, until
-from ztunnel_trio.model.address import HostPort
+from tests.fakes.tunnels import App, TwoHops, never_asked, tls_pair, two_hops, until
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.proxy.tunnel import ClientTunnel, ServerTunnel, TunnelRequest, TunnelSettings
-from ztunnel_trio.proxy.tunnel_stream import H2Failed
+from ztunnel_trio.proxy.client_tunnel import ClientTunnel
+from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.wire.hbone_events import ErrorCode
 
 drivers = pytest.mark.parametrize("in_front", [True, False])
@@ -264,102 +263,6 @@ async def test_data_sent_before_the_answer_is_kept() -> None:
         assert await destination.receive_all() == b"early"
 
 
-@trio_test
-async def test_a_refusal_is_an_answer_with_a_status() -> None:
-    async with two_hops() as hops:
-        stream = await hops.client.open(HostPort("nobody", 80), [])
-
-        assert stream.status == 503
-        stream.close()
-        await until(lambda: not (hops.client.active_streams or hops.server.active_streams))
-
-
-@trio_test
-async def test_the_answers_headers_are_handed_up() -> None:
-    async with two_hops() as hops:
-        source, destination = await hops.connection()
-        await source.send(b"x")
-        await destination.receive_exactly(1)
-
-        assert hops.client.active_streams == 1
-        assert hops.client.peer_max_streams == 200
-
-
-@trio_test
-async def test_a_server_that_drops_a_request_resets_it() -> None:
-    async def serve(request: TunnelRequest) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async with two_hops(serve=serve) as hops:
-        with pytest.raises(H2Failed, match=r"^stream error received: stream no longer needed$"):
-            await hops.client.open(HostPort("nobody", 80), [])
-
-
-@trio_test
-async def test_opens_beyond_the_peers_limit_wait_for_a_free_stream() -> None:
-    let_go = trio.Event()
-
-    async def serve(request: TunnelRequest) -> None:
-        request.accept([])
-        await let_go.wait()
-
-    async with two_hops(TunnelSettings(max_streams=2, assumed_peer_streams=2), serve=serve) as hops:
-        first = await hops.client.open(HostPort("a", 1), [])
-        await hops.client.open(HostPort("b", 1), [])
-        opened = trio.Event()
-
-        async def third() -> None:
-            await hops.client.open(HostPort("c", 1), [])
-            opened.set()
-
-        hops.nursery.start_soon(third)
-        await trio.sleep(0.01)
-        assert not opened.is_set()
-        first.close()
-        with trio.fail_after(5):
-            await opened.wait()
-
-
-@trio_test
-async def test_draining_lets_streams_finish_and_takes_no_more() -> None:
-    async with two_hops() as hops:
-        source, destination = await hops.connection()
-        await source.send(b"x")
-        await destination.receive_exactly(1)
-        hops.server.drain()
-        await until(lambda: not (hops.client.is_usable))
-
-        await source.send(b"still")
-        assert await destination.receive_exactly(5) == b"still"
-        with pytest.raises(H2Failed, match=r"^connection error received: not a result of an error$"):
-            await hops.client.open(HostPort("late", 80), [])
-        source.end()
-        destination.end()
-        assert await hops.result("out one:80") is None
-        with trio.fail_after(5):
-            await hops.client.ended.wait()
-            await hops.server.ended.wait()
-
-
-@trio_test
-async def test_a_released_tunnel_closes_after_its_last_stream() -> None:
-    async with two_hops() as hops:
-        source, destination = await hops.connection()
-        await source.send(b"x")
-        await destination.receive_exactly(1)
-        hops.client.release_when_idle()
-        await trio.sleep(0.01)
-        assert not hops.client.ended.is_set()
-        assert not hops.client.is_usable
-
-        source.end()
-        destination.end()
-        with trio.fail_after(5):
-            await hops.client.ended.wait()
-            await hops.server.ended.wait()
-        assert await hops.result("in one:80") is None
-
-
 @pytest.mark.parametrize(
     "end", [lambda hops: hops.client.abort("revoked"), lambda hops: hops.server.abort("revoked")]
 )
@@ -377,19 +280,6 @@ async def test_an_aborted_tunnel_looks_like_an_end_to_applications(end: Callable
         destination.close()
         await hops.result("out one:80")
         await hops.result("in one:80")
-
-
-@trio_test
-async def test_a_cancelled_open_resets_its_stream() -> None:
-    async def serve(request: TunnelRequest) -> None:
-        await trio.sleep_forever()
-
-    async with two_hops(serve=serve) as hops:
-        with trio.move_on_after(0.02):
-            await hops.client.open(HostPort("never", 80), [])
-
-        assert hops.client.active_streams == 0
-        await until(lambda: not (hops.server.active_streams))
 
 
 def test_tunnels_cancelled_anywhere_leave_nothing() -> None:
@@ -429,43 +319,6 @@ async def test_a_silent_peer_is_noticed_by_both_roles() -> None:
 
 
 @trio_test(autojump=True)
-async def test_a_connect_on_a_tunnel_whose_peer_is_gone_fails_before_the_keepalive_does() -> None:
-    async with trio.open_nursery() as nursery:
-        engine = Engine()
-        await nursery.start(engine.run)
-        near, far = await tls_pair()
-        with far:
-            tunnel = ClientTunnel(engine, near, TunnelSettings())
-            await nursery.start(tunnel.run)
-            began = trio.current_time()
-
-            with pytest.raises(H2Failed, match="ping timeout"):
-                await tunnel.open(HostPort("one", 80), [])
-
-            assert 3 <= trio.current_time() - began <= 4
-            assert not tunnel.ended.is_set()
-            nursery.cancel_scope.cancel()
-
-
-@trio_test(seconds=10)
-async def test_a_late_answer_of_a_peer_that_lives_is_waited_for() -> None:
-    async def serve_late(request: TunnelRequest) -> None:
-        await trio.sleep(0.5)
-        request.accept([])
-
-    settings = TunnelSettings(doubt_seconds=0.05, proof_seconds=0.1)
-    async with two_hops(settings, serve=serve_late) as hops:
-        stream = await hops.client.open(HostPort("one", 80), [])
-
-        assert stream.status == 200
-        stream.close()
-
-
-async def never_asked(request: TunnelRequest) -> None:
-    raise AssertionError
-
-
-@trio_test(autojump=True)
 async def test_an_idle_tunnel_that_answers_pings_lives_on() -> None:
     async with two_hops() as hops:
         await trio.sleep(300)
@@ -490,36 +343,6 @@ async def test_a_peer_that_speaks_no_http2_gets_a_goaway(junk: bytes) -> None:
                 while b"\x07\0\0\0\0\0" not in got:
                     got += near.recv(10_000)
         assert engine.registered == 0
-        nursery.cancel_scope.cancel()
-
-
-@trio_test
-async def test_a_peer_that_asks_and_never_reads_is_cut_off() -> None:
-    settings = b"\0\0\0\x04\0\0\0\0\0"
-    ping = b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)
-    async with trio.open_nursery() as nursery:
-        engine = Engine()
-        await nursery.start(engine.run)
-        near, far = await tls_pair()
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        tunnel = ServerTunnel(engine, far, TunnelSettings(goodbye_seconds=0.01))
-        with near:
-            near.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
-            nursery.start_soon(tunnel.run, never_asked)
-            flood = memoryview(ping * 900)
-            with trio.fail_after(10):
-                while not tunnel.ended.is_set():
-                    try:
-                        sent = near.write(flood)
-                        assert sent == len(flood)
-                    except ssl.SSLWantWriteError:
-                        await trio.sleep(0.001)
-                    except OSError:
-                        break
-                    await trio.lowlevel.checkpoint()
-                await tunnel.ended.wait()
-        assert tunnel.failure_text == "connection error detected: detected excessive load generating behavior"
         nursery.cancel_scope.cancel()
 
 
