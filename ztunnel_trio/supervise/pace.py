@@ -15,10 +15,10 @@ from typing import Final
 import trio
 
 LONG_SECONDS: Final = 0.002
-SHORT_SECONDS: Final = 0.00006
+SHORT_SECONDS: Final = 0.00004
 REST_SECONDS: Final = 0.0003
 BUSY_FOR_SECONDS: Final = 0.1
-_PART_OF_REST: Final = 0.2
+_PART_OF_REST: Final = 0.1
 
 
 def nothing_moves() -> int:

@@ -91,7 +91,7 @@ async def test_under_heavy_load_the_work_keeps_a_share() -> None:
 
     await machine.rest(pace, moves=1, takes=0.002)
 
-    assert machine.length(pace) == about(0.0004)
+    assert machine.length(pace) == about(0.0002)
 
 
 async def moved(machine: Machine, pace: Pace) -> None:
