@@ -43,6 +43,7 @@ def run(config: Config, about: BuildInfo, began: float) -> None:
     # A connection makes hundreds of objects and no cycles; looking for them every 700 costs 5 % of the time.
     gc.set_threshold(20_000, 10, 10)
     gc.freeze()  # the code itself: a full collection takes 27 ms with it
+    gc.enable()
     trio.run(serve, config, about, began)
 
 
