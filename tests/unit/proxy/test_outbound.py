@@ -384,6 +384,23 @@ async def test_the_control_plane_is_asked_where_the_mesh_comes_on_demand() -> No
         assert it.asked == ["/127.0.0.88"]
 
 
+async def carry_once(it: World, target: SocketAddress) -> None:
+    """One connection, from its opening to its end."""
+    near, far = tcp_pair()
+    app = App(near)
+    try:
+        async with trio.open_nursery() as nursery:
+            outbound = it.outbound(SOURCE, nursery)
+            nursery.start_soon(it.carry, outbound, far, target, at("127.0.0.2:4000"))
+            assert await ask(app) == b"hello world"
+            app.end()
+            assert await app.receive() == b""
+            nursery.cancel_scope.cancel()
+    finally:
+        near.close()
+        far.close()
+
+
 @pytest.mark.parametrize("target", ["127.0.0.3", "127.0.0.4"])
 def test_a_connection_cancelled_anywhere_leaves_one_line_and_nothing_else(target: str) -> None:
     worlds: list[World] = []
@@ -393,19 +410,7 @@ def test_a_connection_cancelled_anywhere_leaves_one_line_and_nothing_else(target
             await it.listen(SERVER)
             there = await it.echo(ip_address(target))
             worlds.append(it)
-            near, far = tcp_pair()
-            app = App(near)
-            try:
-                async with trio.open_nursery() as nursery:
-                    outbound = it.outbound(SOURCE, nursery)
-                    nursery.start_soon(it.carry, outbound, far, there, at("127.0.0.2:4000"))
-                    assert await ask(app) == b"hello world"
-                    app.end()
-                    assert await app.receive() == b""
-                    nursery.cancel_scope.cancel()
-            finally:
-                near.close()
-                far.close()
+            await carry_once(it, there)
 
     assert cancelled_everywhere_now(scenario, check=lambda: check_lines(worlds), autojump=False) > 20
 
@@ -631,18 +636,6 @@ def test_a_tunnel_in_a_tunnel_cancelled_anywhere_leaves_one_line_and_nothing_els
             await two_networks(it)
             await open_gateway(it, to_proxy_of(it))
             worlds.append(it)
-            near, far = tcp_pair()
-            app = App(near)
-            try:
-                async with trio.open_nursery() as nursery:
-                    outbound = it.outbound(SOURCE, nursery)
-                    nursery.start_soon(it.carry, outbound, far, REMOTE_ADDRESS, at("127.0.0.2:4000"))
-                    assert await ask(app) == b"hello world"
-                    app.end()
-                    assert await app.receive() == b""
-                    nursery.cancel_scope.cancel()
-            finally:
-                near.close()
-                far.close()
+            await carry_once(it, REMOTE_ADDRESS)
 
     assert cancelled_everywhere_now(scenario, check=lambda: check_lines(worlds), autojump=False) > 40

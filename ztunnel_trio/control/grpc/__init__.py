@@ -5,8 +5,8 @@ side of this room knows what they mean. Every foreign exception becomes one of t
 
 Theory of operation. `open_control_loop()` opens the asyncio loop for everything below it. Each attempt to
 talk to a server is one `open_channel()`: its own TCP connection, its own SSLContext (a rotated root file is
-read). What grpclib does not do is done in `protocol`, `call` and `channel`, on private names, hence the
-pinned version.
+read). What grpclib does not do is done in `protocol`, `call`, `inbox` and `channel`, on private names, hence
+the pinned version.
 """
 
 from ztunnel_trio.control.grpc.call import CallStream
