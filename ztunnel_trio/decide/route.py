@@ -43,6 +43,9 @@ __all__ = [
 
 ILLEGAL_PORTS: Final = frozenset({OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT})
 NOTHING_TRIED: Final[frozenset[str]] = frozenset()
+GATEWAYS_LOOKED_AT: Final = (
+    8  # of a service, for one that was not tried in vain; each look passes its endpoints
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +112,22 @@ def route(
     service = there if isinstance(there, Service) else None
     if service is not None and (reference := service_waypoint(service, rng)) is not None:
         return _before_service(request, service, reference, question)
-    upstream = _upstream(request, address, there, question)
-    if isinstance(upstream, NeedAddress):
-        return upstream
-    if upstream is None:
-        if exclude or (service is not None and not _is_passthrough(service)):
-            return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(target))
-        return Route(OutboundProtocol.TCP, target, None, (), (), None, None)
-    if upstream.workload.network != source.network:
+    for _ in range(GATEWAYS_LOOKED_AT):
+        upstream = _upstream(request, address, there, question)
+        if isinstance(upstream, NeedAddress):
+            return upstream
+        if upstream is None:
+            if exclude or (service is not None and not _is_passthrough(service)):
+                return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(target))
+            return Route(OutboundProtocol.TCP, target, None, (), (), None, None)
+        if upstream.workload.network == source.network:
+            break
         decision = _through_gateway(request, upstream, service, question)
-        if exclude and service is not None and isinstance(decision, Refusal):
-            rest = exclude | {upstream.workload.uid} | _behind_the_same_gateway(upstream, service, mesh)
-            return route(
-                request, mesh, known, rng, on_demand=on_demand, illegal_ports=illegal_ports, exclude=rest
-            )
-        return decision
+        if not exclude or service is None or not isinstance(decision, Refusal):
+            return decision
+        question.exclude |= {upstream.workload.uid} | _behind_the_same_gateway(upstream, service, mesh)
+    else:
+        return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(target))
     if service is None and upstream.workload.waypoint is not None:
         return _to_workload_with_waypoint(request, upstream, upstream.workload.waypoint, question)
     return _direct(request, upstream, question)

@@ -454,6 +454,19 @@ def test_where_a_gateway_was_tried_in_vain_what_stands_behind_it_is_not_tried_ag
     assert decide(mesh, "127.0.0.3:80", exclude=tried) == Refusal(Reason.NO_HEALTHY_UPSTREAM, "127.0.0.3:80")
 
 
+def test_after_a_few_gateways_that_cannot_be_used_a_retry_gives_up() -> None:
+    far = [
+        endpoint(
+            f"far-{n}", network="west", network_gateway=gateway(f"10.33.{n // 250}.{n % 250}", 15009, "west")
+        )
+        for n in range(1200)
+    ]
+
+    found = decide(world(SERVICE, *far), "127.0.0.3:80", exclude=frozenset({"tried"}))
+
+    assert found == Refusal(Reason.NO_HEALTHY_UPSTREAM, "127.0.0.3:80")
+
+
 def test_a_target_in_another_network_that_is_no_service_cannot_be_reached() -> None:
     far = replace(SOURCE, network="east")
 
