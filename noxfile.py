@@ -184,9 +184,9 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".")
     page = ROOT / "docs" / "reference" / "env.md"
     if "--check" in session.posargs:
-        session.run("python", "-m", "ztunnel_trio.spec.env", "--check", str(page))
+        session.run("python", "-m", "ztunnel_trio.facts.env", "--check", str(page))
     else:
-        page.write_text(str(session.run("python", "-m", "ztunnel_trio.spec.env", silent=True)))
+        page.write_text(str(session.run("python", "-m", "ztunnel_trio.facts.env", silent=True)))
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "protos").glob("*.md")]
     broken = [
         f"{path.relative_to(ROOT)}: {target}"

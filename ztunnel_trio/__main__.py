@@ -71,8 +71,8 @@ def proxy(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the proxy; what ends its start is told on stderr."""
     began = time.perf_counter()
     leave_on_signals()
+    from ztunnel_trio.facts import env
     from ztunnel_trio.observe.log import configure, unconfigure
-    from ztunnel_trio.spec import env
 
     faulthandler.enable()
     filter_text = environ.get(env.RUST_LOG)

@@ -2,7 +2,7 @@
 
     services            engine, admin, stats and readiness servers
     └─ control          discovery, certificates, revocation lists
-       └─ proxies       the house of workload proxies, and the agent that fills it
+       └─ proxies       the workload proxies, and the agent that starts and stops them
 
 Users of a service stop before the service: proxies closes first, then control, then services.
 """
@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.assembly import Parts, build, make_house
+from ztunnel_trio.assembly import Parts, build, make_workload_proxies
 from ztunnel_trio.build_info import BuildInfo
 from ztunnel_trio.config import Config, ProxyMode
 from ztunnel_trio.control.grpc import open_control_loop
@@ -72,14 +72,16 @@ async def serve(config: Config, about: BuildInfo, began: float) -> None:
 
 
 async def serve_proxies(parts: Parts) -> None:
-    """The house and whoever fills it, until the drain is over."""
+    """The workload proxies and whoever starts them, until the drain is over."""
     config, drain = parts.config, parts.drain
     async with trio.open_nursery() as proxies:
-        house = parts.house = make_house(parts, proxies)
-        house.gate = parts.gates.get("proxy")
+        workload_proxies = parts.workload_proxies = make_workload_proxies(parts, proxies)
+        workload_proxies.gate = parts.gates.get("proxy")
         if config.proxy_mode is ProxyMode.DEDICATED:
             assert config.proxy_workload_information is not None
-            await house.start_here(DEDICATED_UID, config.proxy_workload_information, begin=parts.mesh_arrived)
+            await workload_proxies.start_here(
+                DEDICATED_UID, config.proxy_workload_information, begin=parts.mesh_arrived
+            )
             have_started(parts)
             return
         check_privileges(config.packet_mark)
@@ -87,8 +89,12 @@ async def serve_proxies(parts: Parts) -> None:
             factory_log.info(
                 "creating ztunnel self-proxy listener with identity: %s", config.ztunnel_identity
             )
-            await house.start_here(OWN_UID, config.ztunnel_workload, is_own=True, begin=parts.mesh_arrived)
-        agent = Agent(AgentSettings(path=Path(config.inpod_uds)), house, parts.gates[GATE_NAME], parts.rng)
+            await workload_proxies.start_here(
+                OWN_UID, config.ztunnel_workload, is_own=True, begin=parts.mesh_arrived
+            )
+        agent = Agent(
+            AgentSettings(path=Path(config.inpod_uds)), workload_proxies, parts.gates[GATE_NAME], parts.rng
+        )
         have_started(parts)
         if await drain.lets_come(parts.mesh_arrived):
             await agent.run(drain)

@@ -55,10 +55,10 @@ from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.access_log import AccessLog
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.observe.metrics import Metrics
-from ztunnel_trio.proxy.house import House, Lease
 from ztunnel_trio.proxy.node import Node, ProxySettings
 from ztunnel_trio.proxy.pool import PoolSettings
 from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.proxy.workload_proxies import Placement, WorkloadProxies
 from ztunnel_trio.proxy.workload_proxy import NameServer
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.supervise.readiness import Gate, Readiness
@@ -88,7 +88,7 @@ class Parts:
     crl: CrlKeeper | None
     mesh_arrived: trio.Event
     servers: list[HttpServer]
-    house: House | None = None  # once its nursery is open
+    workload_proxies: WorkloadProxies | None = None  # once its nursery is open
     queries: Budget = field(default_factory=lambda: Budget(DNS_IN_FLIGHT))  # forwarded, of all pods together
 
 
@@ -150,8 +150,8 @@ def served_by(config: Config) -> list[str]:
     return [name for name, is_on in tasks if is_on]
 
 
-def make_house(parts: Parts, nursery: trio.Nursery) -> House:
-    """The house with all its proxies share."""
+def make_workload_proxies(parts: Parts, nursery: trio.Nursery) -> WorkloadProxies:
+    """The set of workload proxies, with what all of them share."""
     config = parts.config
     plain = SocketFactory(None, socket_settings(config, mark=None, reuse_port=False))
     resolver = HostResolver(Forwarder(plain, config.resolver), read_hosts(), ipv6=config.ipv6_enabled)
@@ -170,14 +170,16 @@ def make_house(parts: Parts, nursery: trio.Nursery) -> House:
     )
     pods = socket_settings(config, mark=config.packet_mark, reuse_port=config.inpod_port_reuse)
 
-    def make_sockets(lease: Lease) -> SocketFactory:
-        if lease.netns is not None:
-            return SocketFactory(lease.netns, pods)
-        here = socket_settings(config, mark=None if lease.is_own else config.packet_mark, reuse_port=False)
+    def make_sockets(placement: Placement) -> SocketFactory:
+        if placement.netns is not None:
+            return SocketFactory(placement.netns, pods)
+        here = socket_settings(
+            config, mark=None if placement.is_own else config.packet_mark, reuse_port=False
+        )
         return SocketFactory(None, here)
 
     make_name_server = partial(make_dns_server, parts) if config.dns_proxy else None
-    return House(node, nursery, parts.drain, make_sockets, make_name_server)
+    return WorkloadProxies(node, nursery, parts.drain, make_sockets, make_name_server)
 
 
 def make_dns_server(parts: Parts, sockets: SocketFactory, info: WorkloadInfo) -> NameServer:
@@ -227,7 +229,9 @@ def make_servers(parts: Parts, local_source: LocalSource | None, build: BuildInf
 
     def states() -> Json:
         return (
-            {} if parts.house is None else workload_state(parts.house.states(), with_connections=config.proxy)
+            {}
+            if parts.workload_proxies is None
+            else workload_state(parts.workload_proxies.states(), with_connections=config.proxy)
         )
 
     def shut_down(text: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ztunnel_trio import __version__
 from ztunnel_trio.config import UNKNOWN_VERSION, JsonValue
-from ztunnel_trio.spec import env
+from ztunnel_trio.facts import env
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

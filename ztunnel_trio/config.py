@@ -1,7 +1,7 @@
 """The process's settings: environment and mesh configuration file become one frozen `Config`.
 
 Everything is read once, before any socket is opened. Only `app` reads a `Config`; parts get their own
-settings from it. The variables are listed in `spec.env`, their value forms are in `grammar`.
+settings from it. The variables are listed in `facts.env`, their value forms are in `grammar`.
 """
 
 import math
@@ -20,6 +20,20 @@ import yaml
 
 from ztunnel_trio.dns.resolv_conf import ResolvConf, parse_resolv_conf
 from ztunnel_trio.errors import ConfigError
+from ztunnel_trio.facts import env
+from ztunnel_trio.facts.network import (
+    ADMIN_PORT,
+    DEFAULT_CLUSTER,
+    DEFAULT_TRUST_DOMAIN,
+    DNS_PORT,
+    HBONE_PORT,
+    INBOUND_PLAINTEXT_PORT,
+    OUTBOUND_PORT,
+    PACKET_MARK,
+    READINESS_PORT,
+    SOCKS5_PORT,
+    STATS_PORT,
+)
 from ztunnel_trio.grammar import (
     ControlPlaneAddress,
     ListenAddress,
@@ -38,20 +52,6 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots, TokenSource
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.failures import os_error_text
-from ztunnel_trio.spec import env
-from ztunnel_trio.spec.network import (
-    ADMIN_PORT,
-    DEFAULT_CLUSTER,
-    DEFAULT_TRUST_DOMAIN,
-    DNS_PORT,
-    HBONE_PORT,
-    INBOUND_PLAINTEXT_PORT,
-    OUTBOUND_PORT,
-    PACKET_MARK,
-    READINESS_PORT,
-    SOCKS5_PORT,
-    STATS_PORT,
-)
 
 MESH_FILE: Final = "./etc/istio/config/mesh"
 RESOLV_CONF: Final = "/etc/resolv.conf"

@@ -28,13 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.netns import envoy
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab import privilege
 from ztunnel_trio.lab.hosts import Host
 from ztunnel_trio.lab.mesh import Lab, LabSettings, open_lab
 from ztunnel_trio.lab.proxy_process import ProxyProcess
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
-from ztunnel_trio.spec.network import HBONE_PORT
 
 PORT: Final = 8080
 ENTRY: Final = 8081  # where an Envoy takes what ours has redirected to it

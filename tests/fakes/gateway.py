@@ -11,6 +11,7 @@ from ipaddress import ip_address
 import trio
 
 from tests.fakes.world import SERVER, World, certificate_of
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab.hbone import HboneServer, Serve, forwarding
 from ztunnel_trio.lab.hosts import Host
 from ztunnel_trio.model.address import IPAddress, NetworkAddress, SocketAddress
@@ -22,7 +23,6 @@ from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.net.tls_memory import MemoryTls
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.spec.network import HBONE_PORT
 
 NETWORK = "far"
 GATEWAY = replace(

@@ -18,6 +18,7 @@ from tests.fakes.tunnels import App, tcp_pair
 from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.decide.known import HostAnswer
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.mesh.decode import PolicyEntry, ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import IPAddress, SocketAddress
@@ -42,7 +43,6 @@ from ztunnel_trio.proxy.passthrough import Passthrough
 from ztunnel_trio.proxy.pool import Pool, PoolSettings
 from ztunnel_trio.proxy.registry import Registry
 from ztunnel_trio.proxy.serving import serve_one
-from ztunnel_trio.spec.network import HBONE_PORT
 from ztunnel_trio.supervise.drain import Drain
 
 SOURCE = Workload(

@@ -15,12 +15,12 @@ from typing import Final
 import pytest
 import trio
 
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab.hosts import Host
 from ztunnel_trio.lab.mesh import Lab
 from ztunnel_trio.lab.proxy_process import ProxyProcess
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
-from ztunnel_trio.spec.network import HBONE_PORT
 
 Json = Mapping[str, "Json"] | Sequence["Json"] | str | int | bool
 

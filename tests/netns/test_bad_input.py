@@ -17,6 +17,7 @@ import trio
 from tests.fakes.trio_test import trio_test
 from tests.netns.shared import in_scene, share
 from tests.netns.tools import HELLO, double, exchange, until
+from ztunnel_trio.facts.network import ADDRESS_TYPE, HBONE_PORT
 from ztunnel_trio.lab.hbone import certificate_of
 from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, open_lab
 from ztunnel_trio.lab.pki import Authority
@@ -25,7 +26,6 @@ from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.pb.messages.istio.workload.zds import AddWorkload, WorkloadInfo, WorkloadRequest
-from ztunnel_trio.spec.network import ADDRESS_TYPE, HBONE_PORT
 
 DOUBLE = 8080
 

@@ -18,6 +18,8 @@ from cryptography import x509
 from tests.netns.live_traffic import undisturbed
 from tests.netns.tools import total
 from tests.netns.with_lab import with_lab
+from ztunnel_trio.facts.grpc import GrpcCode
+from ztunnel_trio.facts.network import ADDRESS_TYPE
 from ztunnel_trio.lab import apps, resources
 from ztunnel_trio.lab.ca import CaCall, Status
 from ztunnel_trio.lab.istiod import SERVER_NAMES
@@ -25,8 +27,6 @@ from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod
 from ztunnel_trio.lab.pki import Authority
 from ztunnel_trio.lab.resources import Stored, stored
 from ztunnel_trio.model.address import SocketAddress
-from ztunnel_trio.spec.grpc import GrpcCode
-from ztunnel_trio.spec.network import ADDRESS_TYPE
 
 IS_FULL = os.environ.get("FULL_FAULTS") == "1"  # noqa: TID251  how it is asked for
 UNREACHABLE_SECONDS = 120.0 if IS_FULL else 10.0

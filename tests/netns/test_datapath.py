@@ -31,6 +31,15 @@ from tests.netns.tools import (
     traffic,
     until,
 )
+from ztunnel_trio.facts.network import (
+    ADMIN_PORT,
+    HBONE_PORT,
+    INBOUND_PLAINTEXT_PORT,
+    OUTBOUND_PORT,
+    READINESS_PORT,
+    SOCKS5_PORT,
+    STATS_PORT,
+)
 from ztunnel_trio.lab import apps, http, resources
 from ztunnel_trio.lab.hbone import HboneServer, Peer, answering, certificate_of, forwarding, open_tunnel
 from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, open_lab
@@ -42,15 +51,6 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.pb.authorization_pb2 import Authorization, Match
 from ztunnel_trio.pb.workload_pb2 import ApplicationTunnel, GatewayAddress, Port, PortList, Service, Workload
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
-from ztunnel_trio.spec.network import (
-    ADMIN_PORT,
-    HBONE_PORT,
-    INBOUND_PLAINTEXT_PORT,
-    OUTBOUND_PORT,
-    READINESS_PORT,
-    SOCKS5_PORT,
-    STATS_PORT,
-)
 from ztunnel_trio.wire.proxy_protocol import header_bytes, parse_header
 
 DOUBLE, WHOAMI, ECHO, DIGEST, SOURCE = 8080, 8081, 8082, 8083, 8084

@@ -25,12 +25,12 @@ import trio
 
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.config import MESH_FILE
+from ztunnel_trio.facts.network import DNS_PORT, SOCKS5_PORT, STATS_PORT
 from ztunnel_trio.lab.apps import App, echo, run_app
 from ztunnel_trio.lab.hosts import Host, new_netns
 from ztunnel_trio.lab.netlink import Links
 from ztunnel_trio.lab.proxy_process import ProxyFailed, ProxyProcess, default_command
 from ztunnel_trio.model.address import IPAddress, SocketAddress
-from ztunnel_trio.spec.network import DNS_PORT, SOCKS5_PORT, STATS_PORT
 
 SOURCE: Final = IPv4Address("127.0.0.2")
 HBONE: Final = IPv4Address("127.0.0.3")

@@ -36,11 +36,11 @@ from tests.netns.envoy import (
     write_identity,
 )
 from tests.netns.with_lab import with_lab
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab import apps, resources
 from ztunnel_trio.lab.mesh import Lab, Pod
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.pb.workload_pb2 import Service, TunnelProtocol, Workload
-from ztunnel_trio.spec.network import HBONE_PORT
 
 APP_PORT = 8080
 SIZE = 4 << 20

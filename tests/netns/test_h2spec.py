@@ -10,9 +10,9 @@ import trio
 
 from tests.netns.h2spec import BRIDGE, bridge, need_h2spec, run_h2spec, sections
 from tests.netns.with_lab import with_lab
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab.mesh import Lab
 from ztunnel_trio.model.address import SocketAddress
-from ztunnel_trio.spec.network import HBONE_PORT
 
 RUN_SECONDS = 240.0  # some 10 s when all is well; every case that hangs costs two more
 LEAST_CASES = 140

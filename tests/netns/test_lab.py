@@ -18,12 +18,7 @@ import trio
 
 from tests.fakes.trio_test import trio_test
 from tests.netns.with_lab import with_lab
-from ztunnel_trio.lab import apps
-from ztunnel_trio.lab.hosts import OUTSIDERS, PODS, Fabric, Host, local_of, peer_of
-from ztunnel_trio.lab.mesh import Lab, LabSettings, find_labs, open_lab
-from ztunnel_trio.model.address import IPAddress, SocketAddress
-from ztunnel_trio.net.netns import Netns
-from ztunnel_trio.spec.linux import (
+from ztunnel_trio.facts.linux import (
     CLONE_NEWNET,
     IP_FREEBIND,
     IP_TRANSPARENT,
@@ -33,7 +28,7 @@ from ztunnel_trio.spec.linux import (
     SOL_IP,
     SOL_IPV6,
 )
-from ztunnel_trio.spec.network import (
+from ztunnel_trio.facts.network import (
     DNS_PORT,
     HBONE_PORT,
     INBOUND_PLAINTEXT_PORT,
@@ -42,6 +37,11 @@ from ztunnel_trio.spec.network import (
     PROBE_SOURCE_V4,
     PROBE_SOURCE_V6,
 )
+from ztunnel_trio.lab import apps
+from ztunnel_trio.lab.hosts import OUTSIDERS, PODS, Fabric, Host, local_of, peer_of
+from ztunnel_trio.lab.mesh import Lab, LabSettings, find_labs, open_lab
+from ztunnel_trio.model.address import IPAddress, SocketAddress
+from ztunnel_trio.net.netns import Netns
 
 SO_ORIGINAL_DST = 80
 APP_PORT = 8080

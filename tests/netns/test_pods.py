@@ -13,12 +13,12 @@ import trio
 from tests.netns.shared import in_scene, share
 from tests.netns.tools import HELLO, double, exchange, fate, read_exactly, total, until
 from tests.netns.with_lab import with_lab
+from ztunnel_trio.facts.network import DNS_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
 from ztunnel_trio.lab import apps
 from ztunnel_trio.lab.hosts import PODS
 from ztunnel_trio.lab.mesh import Lab, LabSettings, Node, Pod, ProxyRefused, open_lab
 from ztunnel_trio.lab.proxy_process import Usage
 from ztunnel_trio.model.address import SocketAddress
-from ztunnel_trio.spec.network import DNS_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
 
 DOUBLE, ECHO = 8080, 8082
 OURS = [OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, HBONE_PORT, DNS_PORT]

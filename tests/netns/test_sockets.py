@@ -19,11 +19,11 @@ from typing import Final, TypeVar
 import pytest
 import trio
 
+from ztunnel_trio.facts.linux import CLONE_NEWNET, IP_TRANSPARENT, SO_MARK, SOL_IP
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.net.listener import original_destination
 from ztunnel_trio.net.netns import THREAD_NETNS, Netns, check_privileges
 from ztunnel_trio.net.sockets import BindFailed, SocketFactory, SocketSettings
-from ztunnel_trio.spec.linux import CLONE_NEWNET, IP_TRANSPARENT, SO_MARK, SOL_IP
 
 T = TypeVar("T")
 

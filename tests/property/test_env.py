@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from ztunnel_trio.config import LOOPBACK_IPV6_FILE, MESH_FILE, RESOLV_CONF, load
 from ztunnel_trio.config_document import dump_config
 from ztunnel_trio.errors import ConfigError
+from ztunnel_trio.facts import env
 from ztunnel_trio.grammar import parse_cpus, parse_duration, parse_threads, parse_unsigned, parse_uri
 from ztunnel_trio.observe.log import Filter
-from ztunnel_trio.spec import env
 
 NEAR_VALUES = st.text("0123456789+-*.%mshdwyµ eE_:/[]{}=,infoatrue\n\"'", max_size=12)
 ANY_TEXT = st.one_of(st.text(max_size=40), NEAR_VALUES)

@@ -35,12 +35,12 @@ from ztunnel_trio.control.ca_client import CREATE_CERTIFICATE_PATH
 from ztunnel_trio.control.grpc import BadStatus, ChannelSettings, Served, ServerCall, Target
 from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.mesh.decode import prepare_address
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import FromFile
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateResponse
-from ztunnel_trio.spec.grpc import GrpcCode
 from ztunnel_trio.wire.ads import DELTA_PATH
 
 __all__ = ["place"]  # the fixture

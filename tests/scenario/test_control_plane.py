@@ -27,14 +27,14 @@ from ztunnel_trio.control.credentials import Caller
 from ztunnel_trio.control.grpc import BadStatus, Served, ServerCall, Target
 from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.facts.grpc import GrpcCode
+from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import NetworkAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import FromFile, Literal
 from ztunnel_trio.pb import authorization_pb2, workload_pb2, xds_pb2
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
-from ztunnel_trio.spec.grpc import GrpcCode
-from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.wire.ads import DELTA_PATH, NodeFacts
 
 ROOT = Authority.root("root")

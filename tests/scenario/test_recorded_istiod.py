@@ -22,11 +22,11 @@ from tests.scenario.test_control_plane import ROOT, place, provider, serving, sy
 from ztunnel_trio.control.ca_client import CREATE_CERTIFICATE_PATH
 from ztunnel_trio.control.grpc import BadStatus, ServerCall
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.facts.grpc import GrpcCode
+from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 from ztunnel_trio.pb.xds_pb2 import DeltaDiscoveryResponse, Resource
-from ztunnel_trio.spec.grpc import GrpcCode
-from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 __all__ = ["place"]  # the fixture
 

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "ztunnel_trio"
 TESTS = ROOT / "tests" / "unit"
 
 TIERS = {
-    "__version__": 0, "errors": 0, "pb": 0, "spec": 0,
+    "__version__": 0, "errors": 0, "pb": 0, "facts": 0,
     "model": 1,
     "mesh": 2, "wire": 2,
     "decide": 3,

@@ -28,7 +28,7 @@ from ztunnel_trio.model.address import NamespacedHostname
 from ztunnel_trio.model.certificate import load_certificate, to_pem
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.workload import WorkloadInfo
-from ztunnel_trio.proxy.house import Lease, LeaseState
+from ztunnel_trio.proxy.workload_proxies import Placement, PlacementState
 
 SLICE_ITEMS: Final = 64
 SORTED_AT_ONCE: Final = 4096
@@ -212,23 +212,25 @@ def info_document(info: WorkloadInfo) -> dict[str, Json]:
     return {"name": info.name, "namespace": info.namespace, "serviceAccount": info.service_account}
 
 
-def workload_state(states: Mapping[str, Lease | WorkloadInfo], *, with_connections: bool = True) -> Json:
+def workload_state(states: Mapping[str, Placement | WorkloadInfo], *, with_connections: bool = True) -> Json:
     """`workloadState`: every pod by uid, whether its proxy is up, and its connections when it is."""
     document: dict[str, Json] = {}
     for uid, state in states.items():
         if isinstance(state, WorkloadInfo):
-            document[uid] = {"state": LeaseState.PENDING.value, "info": info_document(state)}
+            document[uid] = {"state": PlacementState.PENDING.value, "info": info_document(state)}
         elif not state.is_own:
             entry: dict[str, Json] = {"state": state.state.value, "info": info_document(state.info)}
-            if with_connections and state.state is LeaseState.UP:
+            if with_connections and state.state is PlacementState.UP:
                 entry["connections"] = connections_document(state)
             document[uid] = entry
     return document
 
 
-def connections_document(lease: Lease) -> Json:
+def connections_document(placement: Placement) -> Json:
     """The open connections of one workload."""
-    inbound: Sequence[Json] = [inbound_document(key.connection, key.host) for key in lease.registry.inbound]
+    inbound: Sequence[Json] = [
+        inbound_document(key.connection, key.host) for key in placement.registry.inbound
+    ]
     outbound: Sequence[Json] = [
         {
             "src": str(entry.source),
@@ -236,7 +238,7 @@ def connections_document(lease: Lease) -> Json:
             "actualDst": str(entry.actual),
             "protocol": entry.protocol.value,
         }
-        for entry in lease.registry.outbound
+        for entry in placement.registry.outbound
     ]
     return {"inbound": inbound, "outbound": outbound}
 

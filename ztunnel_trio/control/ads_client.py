@@ -30,6 +30,7 @@ from ztunnel_trio.control.grpc import (
 )
 from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
+from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.mesh.decode import (
     AddressEntry,
     ArrivedWorkload,
@@ -41,7 +42,6 @@ from ztunnel_trio.mesh.decode import (
 from ztunnel_trio.mesh.mesh import Batch
 from ztunnel_trio.model.source import RootSource
 from ztunnel_trio.observe.log import span
-from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.supervise.pace import Pace, nothing_moves
 from ztunnel_trio.wire.ads import (
     DELTA_PATH,

@@ -21,11 +21,11 @@ from ztunnel_trio.control.grpc import (
     open_channel,
 )
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import RootSource
 from ztunnel_trio.pb.messages.google.protobuf import Struct, Value
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
-from ztunnel_trio.spec.grpc import GrpcCode
 
 log = logging.getLogger("ztunnel::identity::caclient")
 

@@ -5,7 +5,7 @@ question of the mesh is answered on the spot, without a task: read, looked up am
 encoded, sent. `_Answers` keeps them until the mesh's revision changes. Everything else becomes a task that
 asks the resolver upstream; the budget of queries in flight bounds those, over it the answer is SERVFAIL.
 
-A drain closes the doors at once; queries in flight and the message a TCP client is in the middle of get the
+A drain closes the ports at once; queries in flight and the message a TCP client is in the middle of get the
 grace period.
 """
 
@@ -33,12 +33,12 @@ from ztunnel_trio.decide.answer import (
 from ztunnel_trio.dns.forward import Budget, Forwarder, Via
 from ztunnel_trio.dns.framing import MessageStream
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
+from ztunnel_trio.facts.network import DNS_PORT
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
 from ztunnel_trio.net.listener import Listener, accept_into
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.log import span
-from ztunnel_trio.spec.network import DNS_PORT
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.wire.dns import (
     AAAA,
@@ -280,7 +280,7 @@ class DnsServer:
             case Forward():
                 return await self._resolve_upstream(query, request, kept.labels, client)
 
-    # doors
+    # ports
 
     async def _accept(
         self, drain: Drain, in_flight: trio.Nursery, task_status: trio.TaskStatus[None]

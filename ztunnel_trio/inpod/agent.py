@@ -58,11 +58,11 @@ class ProtocolMismatch(PeerBrokeProtocol):
     """The agent broke the protocol beyond repair: the process is to exit with status 1."""
 
 
-class House(Protocol):
-    """Who runs the pods' proxies; `proxy.house.House` is one."""
+class WorkloadProxies(Protocol):
+    """Who runs the pods' proxies; `proxy.workload_proxies.WorkloadProxies` is one."""
 
     async def start(self, uid: str, info: WorkloadInfo, netns: Netns) -> None:
-        """Bind every port and serve; the namespace is the house's from then on.
+        """Bind every port and serve; the namespace is theirs from then on.
 
         Raises:
             Unavailable: it could not be started; the namespace stays the caller's.
@@ -110,7 +110,7 @@ class Agent:
     """Serves one agent for ever. `run` may be called once."""
 
     settings: AgentSettings
-    house: House
+    workload_proxies: WorkloadProxies
     gate: Gate
     rng: random.Random
     roster: Roster[Netns] = field(default_factory=Roster)
@@ -285,7 +285,7 @@ class Agent:
         failure = "deadline has elapsed"
         with trio.CancelScope(deadline=due_at) as scope:
             try:
-                await self.house.start(start.uid, start.info, start.netns)
+                await self.workload_proxies.start(start.uid, start.info, start.netns)
             except Unavailable as error:
                 failure = str(error)
             else:
@@ -300,7 +300,7 @@ class Agent:
 
     async def _stop(self, uid: str, due_at: float) -> None:
         with trio.CancelScope(deadline=due_at) as scope:
-            await self.house.stop(uid)
+            await self.workload_proxies.stop(uid)
         if scope.cancelled_caught:
             pod_log.warning("proxy is slow to stop", extra={"fields": {"uid": uid}})
 

@@ -15,9 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ztunnel_trio.control import grpc
+from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.lab.pki import BACKDATED_SECONDS, Authority
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
-from ztunnel_trio.spec.grpc import GrpcCode
 from ztunnel_trio.supervise.watch import Watch
 
 CA_PATH: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"

@@ -18,6 +18,7 @@ from typing import Final
 import h11
 import trio
 
+from ztunnel_trio.facts.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
 from ztunnel_trio.lab import apps, resources
 from ztunnel_trio.lab.capture import Activity, Flow
 from ztunnel_trio.lab.evidence import (
@@ -35,7 +36,6 @@ from ztunnel_trio.lab.proxy_log import LogLine
 from ztunnel_trio.lab.report import Account, Teller
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.pb.authorization_pb2 import Match
-from ztunnel_trio.spec.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
 
 HTTP_PORT: Final = 8080
 ECHO_PORT: Final = 9000

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab.capture import Activity
 from ztunnel_trio.lab.proxy_log import LogLine
 from ztunnel_trio.model.address import IPAddress
-from ztunnel_trio.spec.network import HBONE_PORT
 
 _DECIDED_BY: Final = re.compile(r"denied by: (\S+)")
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab.apps import Handler
 from ztunnel_trio.lab.hosts import Host
 from ztunnel_trio.lab.pki import Authority
@@ -28,7 +29,6 @@ from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
-from ztunnel_trio.spec.network import HBONE_PORT
 
 REFUSED: Final = 503
 

@@ -22,12 +22,12 @@ from typing import Final
 
 import trio
 
+from ztunnel_trio.facts.linux import CLONE_NEWNET, SO_MARK
+from ztunnel_trio.facts.network import PROBE_SOURCE_V4, PROBE_SOURCE_V6
 from ztunnel_trio.lab import privilege, redirect
 from ztunnel_trio.lab.netlink import KernelLacks, Links
 from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
 from ztunnel_trio.net.netns import THREAD_NETNS, Netns
-from ztunnel_trio.spec.linux import CLONE_NEWNET, SO_MARK
-from ztunnel_trio.spec.network import PROBE_SOURCE_V4, PROBE_SOURCE_V6
 
 GATEWAY_V4: Final = IPv4Address("10.88.0.1")
 GATEWAY_V6: Final = IPv6Address("fd88::1")

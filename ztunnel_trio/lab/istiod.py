@@ -24,13 +24,13 @@ from uuid import uuid4
 import trio
 
 from ztunnel_trio.control import grpc
+from ztunnel_trio.facts.grpc import GrpcCode
+from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.lab.ca import CA_PATH, CertificateService, Status, bad_status, check_token
 from ztunnel_trio.lab.hosts import GATEWAY_V4
 from ztunnel_trio.lab.pki import Authority, Leaf
 from ztunnel_trio.lab.resources import Resource, Stored, aliases, node_of, services_of, stored
 from ztunnel_trio.pb.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
-from ztunnel_trio.spec.grpc import GrpcCode
-from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.supervise.watch import Watch
 
 PORT: Final = 15012

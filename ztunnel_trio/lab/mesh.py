@@ -29,6 +29,7 @@ from typing import Final
 import trio
 
 from ztunnel_trio.control import grpc
+from ztunnel_trio.facts.network import ADDRESS_TYPE, DEFAULT_CLUSTER, DEFAULT_TRUST_DOMAIN
 from ztunnel_trio.lab import apps, capture, resources
 from ztunnel_trio.lab.cni import Agent
 from ztunnel_trio.lab.hosts import GATEWAY_V4, NODES, OUTSIDERS, PODS, RESOLVER, Fabric, Host
@@ -41,7 +42,6 @@ from ztunnel_trio.lab.resources import Resource
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.pb.workload_pb2 import Service, Workload
-from ztunnel_trio.spec.network import ADDRESS_TYPE, DEFAULT_CLUSTER, DEFAULT_TRUST_DOMAIN
 
 TOKEN: Final = "lab-token"
 PROXY_NAMESPACE, PROXY_ACCOUNT = "istio-system", "ztunnel"

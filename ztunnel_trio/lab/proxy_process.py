@@ -13,11 +13,11 @@ from typing import Final
 import h11
 import trio
 
+from ztunnel_trio.facts.network import ADMIN_PORT, READINESS_PORT, STATS_PORT
 from ztunnel_trio.lab import http
 from ztunnel_trio.lab.hosts import Host
 from ztunnel_trio.lab.proxy_log import ProxyLog
 from ztunnel_trio.model.address import SocketAddress
-from ztunnel_trio.spec.network import ADMIN_PORT, READINESS_PORT, STATS_PORT
 
 _POLL_SECONDS: Final = 0.02
 _HTTP_SECONDS: Final = 10.0

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from ztunnel_trio.lab.netlink import BaseChain, Chain, Expression, Links, Table, commit
-from ztunnel_trio.model.address import IPAddress
-from ztunnel_trio.spec.network import (
+from ztunnel_trio.facts.network import (
     CONNECTION_MARK,
     DNS_PORT,
     HBONE_PORT,
@@ -25,6 +23,8 @@ from ztunnel_trio.spec.network import (
     PROBE_SOURCE_V4,
     PROBE_SOURCE_V6,
 )
+from ztunnel_trio.lab.netlink import BaseChain, Chain, Expression, Links, Table, commit
+from ztunnel_trio.model.address import IPAddress
 
 LOCAL_TABLE: Final = 100  # istio-cni: RouteTableInbound
 RULE_PRIORITY: Final = 32764

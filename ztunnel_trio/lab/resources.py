@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 
 from google.protobuf.empty_pb2 import Empty
 
+from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE, DEFAULT_CLUSTER, HBONE_PORT
 from ztunnel_trio.pb.authorization_pb2 import Action, Authorization, Clause, Match, Rule, StringMatch
 from ztunnel_trio.pb.authorization_pb2 import Address as Prefix
 from ztunnel_trio.pb.workload_pb2 import (
@@ -21,7 +22,6 @@ from ztunnel_trio.pb.workload_pb2 import (
     Workload,
     WorkloadType,
 )
-from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE, DEFAULT_CLUSTER, HBONE_PORT
 
 Resource = Workload | Service | Authorization
 

@@ -22,6 +22,7 @@ from google.protobuf import wrappers_pb2
 from google.protobuf.message import DecodeError
 
 from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.facts.network import DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN
 from ztunnel_trio.mesh.shallow import (
     OwnWorkload,
     ShallowService,
@@ -72,7 +73,6 @@ from ztunnel_trio.model.workload import (
     Workload,
 )
 from ztunnel_trio.pb import authorization_pb2, workload_pb2
-from ztunnel_trio.spec.network import DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN
 
 Ports = Mapping[int, int]
 

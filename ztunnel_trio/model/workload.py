@@ -7,9 +7,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
+from ztunnel_trio.facts.network import DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN
 from ztunnel_trio.model.address import IPAddress, NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.identity import SpiffeId
-from ztunnel_trio.spec.network import DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN
 
 
 class InboundProtocol(Enum):

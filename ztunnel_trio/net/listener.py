@@ -18,9 +18,7 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
-from ztunnel_trio.net.engine import Engine, Once
-from ztunnel_trio.spec.linux import (
+from ztunnel_trio.facts.linux import (
     IP6T_SO_ORIGINAL_DST,
     IP_TRANSPARENT,
     SO_ORIGINAL_DST,
@@ -29,6 +27,8 @@ from ztunnel_trio.spec.linux import (
     SOL_IP,
     SOL_IPV6,
 )
+from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
+from ztunnel_trio.net.engine import Engine, Once
 
 log = logging.getLogger("ztunnel::socket")
 

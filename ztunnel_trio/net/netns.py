@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, NewType, Self
 
 from ztunnel_trio.errors import ConfigError
-from ztunnel_trio.spec.linux import CLONE_NEWNET, NS_GET_NSTYPE, SO_MARK
+from ztunnel_trio.facts.linux import CLONE_NEWNET, NS_GET_NSTYPE, SO_MARK
 
 NetnsKey = NewType("NetnsKey", tuple[int, int])
 

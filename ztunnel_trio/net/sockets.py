@@ -18,10 +18,7 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
-from ztunnel_trio.net.listener import Listener
-from ztunnel_trio.net.netns import Netns
-from ztunnel_trio.spec.linux import (
+from ztunnel_trio.facts.linux import (
     IP_BIND_ADDRESS_NO_PORT,
     IP_FREEBIND,
     IP_TRANSPARENT,
@@ -31,6 +28,9 @@ from ztunnel_trio.spec.linux import (
     SOL_IP,
     SOL_IPV6,
 )
+from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
+from ztunnel_trio.net.listener import Listener
+from ztunnel_trio.net.netns import Netns
 
 log = logging.getLogger("ztunnel::socket")
 

@@ -36,9 +36,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.facts.network import ALPN_H2
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.identity import SpiffeId
-from ztunnel_trio.spec.network import ALPN_H2
 from ztunnel_trio.wire.client_hello import NO_APPLICATION_PROTOCOL, offered_protocols
 
 log = logging.getLogger("ztunnel::tls::workload")

@@ -9,6 +9,7 @@ from typing import Protocol
 from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.decide.known import HostAnswer
 from ztunnel_trio.decide.route import ILLEGAL_PORTS
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.engine import Engine
@@ -17,7 +18,6 @@ from ztunnel_trio.observe.access_log import AccessLog
 from ztunnel_trio.observe.metrics import Metrics, Reporter
 from ztunnel_trio.proxy.pool import PoolSettings
 from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.spec.network import HBONE_PORT
 from ztunnel_trio.wire.header_values import TRACE_BYTES, TraceParent
 
 

@@ -2,8 +2,8 @@
 
     tunnels        the pool's; outlives the connections that use them
     └─ watching    the policies
-       └─ doors    15001, 15006, 15008, 15080: a task each; and the name server, which has its own
-          └─ connections, in each door: one task each
+       └─ ports    15001, 15006, 15008, 15080: a task each; and the name server, which has its own
+          └─ connections, in each port: one task each
              └─ accepting
 
 A drain cancels *accepting*, gives *connections* the grace period, and ends with *tunnels*. Cancelling the
@@ -18,6 +18,11 @@ from typing import Final, Protocol
 
 import trio
 
+from ztunnel_trio.facts.network import (
+    INBOUND_PLAINTEXT_PORT,
+    OUTBOUND_PORT,
+    SOCKS5_PORT,
+)
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.engine import Engine
@@ -35,11 +40,6 @@ from ztunnel_trio.proxy.registry import Registry
 from ztunnel_trio.proxy.serving import Handler, serve_one
 from ztunnel_trio.proxy.socks import Socks
 from ztunnel_trio.proxy.tunnel import Tunnel
-from ztunnel_trio.spec.network import (
-    INBOUND_PLAINTEXT_PORT,
-    OUTBOUND_PORT,
-    SOCKS5_PORT,
-)
 from ztunnel_trio.supervise.drain import Drain
 
 drain_log = get_logger("drain")
@@ -67,7 +67,7 @@ class NameServer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Port:
     """A port, and what operators call it."""
 
     component: str
@@ -87,7 +87,7 @@ class WorkloadProxy:
     registry: Registry = field(default_factory=Registry)
     is_own: bool = False  # the proxy's own inbound listener, for its metrics over HBONE
     name_server: NameServer | None = None
-    doors: list[Door] = field(default_factory=list)
+    ports: list[Port] = field(default_factory=list)
     alive: set[Tunnel] = field(default_factory=set)  # every tunnel that runs, in either direction
 
     def bind(self, make_name_server: MakeNameServer | None) -> None:
@@ -102,18 +102,18 @@ class WorkloadProxy:
         try:
             if make_name_server is not None:
                 self.name_server = make_name_server(self.sockets, self.info)
-            for component, address in wanted_doors(settings, is_own=self.is_own):
-                door = Door(component, self.sockets.listen_tcp(address, transparent=transparent))
-                self.doors.append(door)
-                announce(door)
+            for component, address in wanted_ports(settings, is_own=self.is_own):
+                port = Port(component, self.sockets.listen_tcp(address, transparent=transparent))
+                self.ports.append(port)
+                announce(port)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Give the ports back; `run` does so itself."""
-        for door in self.doors:
-            door.listener.close()
+        for port in self.ports:
+            port.listener.close()
         if self.name_server is not None:
             self.name_server.close()
 
@@ -140,18 +140,18 @@ class WorkloadProxy:
         judge = Judge(self.node)
         async with trio.open_nursery() as watching:
             watching.start_soon(self.registry.watch, self.node.live, self.info, judge.allows)
-            async with trio.open_nursery() as doors:
-                for door in self.doors:
-                    handler = self.handler(door, pool, dialler, judge, drain)
-                    doors.start_soon(serve_door, self.node.engine, door, handler, drain)
+            async with trio.open_nursery() as ports:
+                for port in self.ports:
+                    handler = self.handler(port, pool, dialler, judge, drain)
+                    ports.start_soon(serve_port, self.node.engine, port, handler, drain)
                 if self.name_server is not None:
-                    doors.start_soon(self.name_server.run, drain)
+                    ports.start_soon(self.name_server.run, drain)
             watching.cancel_scope.cancel(reason="drained")
 
-    def handler(self, door: Door, pool: Pool, dialler: Dialler, judge: Judge, drain: Drain) -> Handler:
+    def handler(self, port: Port, pool: Pool, dialler: Dialler, judge: Judge, drain: Drain) -> Handler:
         """Who serves the connections of a port."""
         node, info, sockets, registry = self.node, self.info, self.sockets, self.registry
-        component, is_transparent = door.component, door.listener.transparent
+        component, is_transparent = port.component, port.listener.transparent
         match component:
             case "inbound":
                 return Inbound(node, info, sockets, registry, judge, drain, is_transparent, self.alive).serve
@@ -165,7 +165,7 @@ class WorkloadProxy:
                 return Socks(outbound, resolve).serve
 
 
-def wanted_doors(settings: ProxySettings, *, is_own: bool) -> list[tuple[str, SocketAddress]]:
+def wanted_ports(settings: ProxySettings, *, is_own: bool) -> list[tuple[str, SocketAddress]]:
     """The ports to open: what operators call each, and where it is."""
     wildcard: IPAddress = IPv6Address("::") if settings.is_ipv6_enabled else IPv4Address("0.0.0.0")
     hbone = ("inbound", SocketAddress(wildcard, settings.hbone_port))
@@ -173,29 +173,29 @@ def wanted_doors(settings: ProxySettings, *, is_own: bool) -> list[tuple[str, So
         return [hbone]
     if not settings.is_on:
         return []
-    doors = [
+    ports = [
         hbone,
         ("inbound plaintext", SocketAddress(wildcard, INBOUND_PLAINTEXT_PORT)),
         ("outbound", SocketAddress(wildcard, OUTBOUND_PORT)),
     ]
-    return [*doors, ("socks5", SocketAddress(LOCALHOST, SOCKS5_PORT))] if settings.socks5 else doors
+    return [*ports, ("socks5", SocketAddress(LOCALHOST, SOCKS5_PORT))] if settings.socks5 else ports
 
 
-async def serve_door(engine: Engine, door: Door, handler: Handler, drain: Drain) -> None:
+async def serve_port(engine: Engine, port: Port, handler: Handler, drain: Drain) -> None:
     """Accept until the drain is asked for, then wait for what runs, as long as the grace lasts."""
     serve = partial(serve_one, handler)
-    fields = {"component": DRAIN_NAMES.get(door.component, door.component)}
+    fields = {"component": DRAIN_NAMES.get(port.component, port.component)}
     try:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
-                keepalive = door.component in PROBED
+                keepalive = port.component in PROBED
                 accepting.start_soon(
-                    partial(accept_with, engine, door.listener, connections, serve, keepalive=keepalive)
+                    partial(accept_with, engine, port.listener, connections, serve, keepalive=keepalive)
                 )
                 await drain.requested.wait()
                 accepting.cancel_scope.cancel(reason="draining")
-            accept_waiting(door.listener, connections, serve)
-            door.listener.close()
+            accept_waiting(port.listener, connections, serve)
+            port.listener.close()
             connections.cancel_scope.deadline = drain.deadline
         if connections.cancel_scope.cancelled_caught:
             text = "drain duration expired with pending connections, forcefully shutting down"
@@ -217,15 +217,15 @@ def accept_waiting(listener: Listener, nursery: trio.Nursery, serve: Serve) -> N
         nursery.start_soon(serve, accepted.sock, accepted.peer)
 
 
-def announce(door: Door) -> None:
+def announce(port: Port) -> None:
     """The line operators look for when a port opens."""
-    get_logger("proxy::" + door.component.replace(" plaintext", "_passthrough")).info(
+    get_logger("proxy::" + port.component.replace(" plaintext", "_passthrough")).info(
         "listener established",
         extra={
             "fields": {
-                "address": Bare(str(door.listener.address)),
-                "component": door.component,
-                "transparent": door.listener.transparent,
+                "address": Bare(str(port.listener.address)),
+                "component": port.component,
+                "transparent": port.listener.transparent,
             }
         },
     )

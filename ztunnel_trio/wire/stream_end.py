@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from ztunnel_trio.spec.grpc import GrpcCode
+from ztunnel_trio.facts.grpc import GrpcCode
 
 
 class EndReason(Enum):

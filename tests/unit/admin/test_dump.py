@@ -31,8 +31,8 @@ from ztunnel_trio.model.certificate import WorkloadCertificate, load_certificate
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import OutboundProtocol, WorkloadInfo
-from ztunnel_trio.proxy.house import Lease, LeaseState
 from ztunnel_trio.proxy.registry import InboundKey, OutboundEntry
+from ztunnel_trio.proxy.workload_proxies import Placement, PlacementState
 
 ITEMS: dict[str, Json] = {f"key{n:03}": {"z": n, "a": ["\n", {}], "ü": []} for n in range(3 * SLICE_ITEMS)}
 
@@ -216,35 +216,35 @@ INFO = WorkloadInfo("client", "default", "sa")
 SHOWN = {"name": "client", "namespace": "default", "serviceAccount": "sa"}
 
 
-def up() -> Lease:
-    lease = Lease(INFO, None)
-    lease.state = LeaseState.UP
-    return lease
+def up() -> Placement:
+    placement = Placement(INFO, None)
+    placement.state = PlacementState.UP
+    return placement
 
 
 def test_a_pod_that_is_not_up_has_no_connections() -> None:
-    assert workload_state({"a": INFO, "b": Lease(INFO, None)}) == {
+    assert workload_state({"a": INFO, "b": Placement(INFO, None)}) == {
         "a": {"state": "Pending", "info": SHOWN},
         "b": {"state": "Pending", "info": SHOWN},
     }
 
 
 def test_the_proxys_own_listener_is_no_pod() -> None:
-    assert workload_state({"own": Lease(INFO, None, is_own=True)}) == {}
+    assert workload_state({"own": Placement(INFO, None, is_own=True)}) == {}
 
 
 def test_open_connections_are_listed() -> None:
-    lease = up()
+    placement = up()
     source, pod = SocketAddress.parse("10.0.0.1:40000"), SocketAddress.parse("10.0.0.2:8080")
     plain_key = InboundConnection(source=source, destination=pod, identity=None)
     tls_key = InboundConnection(source=source, destination=pod, identity=CLIENT)
-    lease.registry.inbound[InboundKey(plain_key)] = []
-    lease.registry.inbound[InboundKey(tls_key, "server.default.svc")] = []
-    lease.registry.outbound.add(
+    placement.registry.inbound[InboundKey(plain_key)] = []
+    placement.registry.inbound[InboundKey(tls_key, "server.default.svc")] = []
+    placement.registry.outbound.add(
         OutboundEntry(source, pod, SocketAddress(ip_address("fd77::1"), 15008), OutboundProtocol.HBONE)
     )
 
-    document = workload_state({"uid": lease})
+    document = workload_state({"uid": placement})
 
     assert document == {
         "uid": {
@@ -276,4 +276,4 @@ def test_open_connections_are_listed() -> None:
             },
         }
     }
-    assert "connections" not in str(workload_state({"uid": lease}, with_connections=False))
+    assert "connections" not in str(workload_state({"uid": placement}, with_connections=False))

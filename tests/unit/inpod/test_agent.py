@@ -1,4 +1,4 @@
-"""The agent's connection over a real SOCK_SEQPACKET socket, with a house that binds nothing."""
+"""The agent's connection over a real SOCK_SEQPACKET socket, with workload proxies that bind nothing."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ ONE, TWO = "/proc/self/ns/net", "/dev/null"  # two things with different (device
 
 
 @dataclass
-class FakeHouse:
+class FakeWorkloadProxies:
     """Owns the namespaces of what it started."""
 
     served: dict[str, Netns] = field(default_factory=dict)
@@ -100,10 +100,10 @@ class Node:
     def __init__(self) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="zds")
         self.path = Path(self.directory.name) / "ztunnel.sock"
-        self.house = FakeHouse()
+        self.workload_proxies = FakeWorkloadProxies()
         self.gate = FakeGate()
         self.drain = Drain(5.0)
-        self.agent = Agent(AgentSettings(path=self.path), self.house, self.gate, random.Random(1))
+        self.agent = Agent(AgentSettings(path=self.path), self.workload_proxies, self.gate, random.Random(1))
         self.listener: SeqPacketListener | None = None
 
     def listen(self, *, backlog: int = 16) -> SeqPacketListener:
@@ -126,7 +126,7 @@ class Node:
     def close(self) -> None:
         if self.listener is not None:
             self.listener.close()
-        self.house.close()
+        self.workload_proxies.close()
         self.directory.cleanup()
 
 
@@ -169,7 +169,7 @@ async def test_process_add(node: Node) -> None:
     assert await cni.add("web") == ""
     cni.packets.close()
     again = await node.accept()
-    assert list(node.house.served) == ["web"]
+    assert list(node.workload_proxies.served) == ["web"]
     assert not node.gate.is_open, "there was no snapshot"
     again.packets.close()
 
@@ -181,7 +181,7 @@ async def test_process_add_and_del(node: Node) -> None:
         assert await cni.add("web") == ""
         assert await cni.snapshot() == ""
         assert await cni.ask(zds.delete("web")) == ""
-        assert node.house.served == {}
+        assert node.workload_proxies.served == {}
         assert node.gate.is_open
 
 
@@ -194,7 +194,7 @@ async def test_a_repeated_pod_costs_no_descriptor(node: Node) -> None:
         for _ in range(3):
             assert await cni.add("web") == ""
         assert open_descriptors() == before
-        assert node.house.log == ["start web"]
+        assert node.workload_proxies.log == ["start web"]
 
 
 @scripted
@@ -203,40 +203,40 @@ async def test_a_pod_in_a_new_namespace_is_restarted(node: Node) -> None:
     with (cni := await node.accept()).packets:
         await cni.add("web", ONE)
         assert await cni.add("web", TWO) == ""
-    assert node.house.log == ["start web", "stop web", "start web"]
+    assert node.workload_proxies.log == ["start web", "stop web", "start web"]
 
 
 @scripted
 async def test_process_failed(node: Node) -> None:
     """A pod that cannot be served is refused, keeps readiness closed and is tried again after 5 s."""
     node.listen()
-    node.house.is_full = True
+    node.workload_proxies.is_full = True
     with (cni := await node.accept()).packets:
         began = trio.current_time()
         assert await cni.add("web") == f"failure to start proxy : {TAKEN}"
         assert await cni.snapshot() == ""
         assert not node.gate.is_open
         await trio.sleep(7)
-        assert node.house.log == ["refuse web"] * 2
-        node.house.is_full = False
+        assert node.workload_proxies.log == ["refuse web"] * 2
+        node.workload_proxies.is_full = False
         await trio.sleep(5)
-        assert node.house.log == ["refuse web", "refuse web", "start web"]
+        assert node.workload_proxies.log == ["refuse web", "refuse web", "start web"]
         assert trio.current_time() - began < 13
         assert node.gate.is_open
         await trio.sleep(100)
-        assert len(node.house.log) == 3
+        assert len(node.workload_proxies.log) == 3
 
 
 @scripted
 async def test_requests_are_served_while_pods_are_pending(node: Node) -> None:
     node.listen()
-    node.house.is_full = True
+    node.workload_proxies.is_full = True
     with (cni := await node.accept()).packets:
         await cni.add("web")
         await trio.sleep(3)
         assert await cni.ask(zds.keep("other")) == ""
         await trio.sleep(3)
-        assert node.house.log == ["refuse web"] * 2, "a request does not postpone the retry"
+        assert node.workload_proxies.log == ["refuse web"] * 2, "a request does not postpone the retry"
 
 
 @scripted
@@ -246,30 +246,30 @@ async def test_process_snapshot_with_missing_workload(node: Node) -> None:
     await cni.add("a")
     await cni.add("b")
     await cni.snapshot()
-    assert sorted(node.house.served) == ["a", "b"]
+    assert sorted(node.workload_proxies.served) == ["a", "b"]
     cni.packets.close()
     with (cni := await node.accept()).packets:
         assert not node.gate.is_open
         assert await cni.add("a", TWO) == ""
-        assert sorted(node.house.served) == ["a", "b"]
+        assert sorted(node.workload_proxies.served) == ["a", "b"]
         assert await cni.snapshot() == ""
-        assert list(node.house.served) == ["a"]
+        assert list(node.workload_proxies.served) == ["a"]
         assert node.gate.is_open
 
 
 @scripted
 async def test_what_was_pending_is_forgotten_with_the_connection(node: Node) -> None:
     node.listen()
-    node.house.is_full = True
+    node.workload_proxies.is_full = True
     cni = await node.accept()
     await cni.add("web")
     cni.packets.close()
     with (cni := await node.accept()).packets:
-        assert node.house.log == ["refuse web", "stop web"]
+        assert node.workload_proxies.log == ["refuse web", "stop web"]
         await trio.sleep(20)
         assert await cni.snapshot() == ""
         assert node.gate.is_open
-    assert node.house.log == ["refuse web", "stop web"]
+    assert node.workload_proxies.log == ["refuse web", "stop web"]
 
 
 @scripted
@@ -283,7 +283,7 @@ async def test_an_unreadable_request_is_answered_and_the_connection_replaced(nod
     assert await hung_up(cni)
     with (await node.accept()).packets:
         assert not node.gate.is_open
-        assert list(node.house.served) == ["web"]
+        assert list(node.workload_proxies.served) == ["web"]
 
 
 @scripted
@@ -297,14 +297,14 @@ async def test_two_descriptors_are_refused_and_none_is_kept(node: Node) -> None:
     assert await hung_up(cni)
     with (await node.accept()).packets:
         assert len(open_descriptors()) == before
-    assert node.house.log == []
+    assert node.workload_proxies.log == []
 
 
 @scripted
 async def test_a_proxy_that_takes_too_long_is_refused_in_time(node: Node) -> None:
     """istio-cni waits five seconds and would take a later answer for the next request's."""
     node.listen()
-    node.house.slowness = 60
+    node.workload_proxies.slowness = 60
     with (cni := await node.accept()).packets:
         began = trio.current_time()
         assert await cni.add("web") == "failure to start proxy : deadline has elapsed"
@@ -317,7 +317,7 @@ async def test_a_proxy_that_is_slow_to_stop_does_not_delay_the_answer(node: Node
     with (cni := await node.accept()).packets:
         await cni.add("web")
         await cni.snapshot()
-        node.house.slowness = 60
+        node.workload_proxies.slowness = 60
         began = trio.current_time()
         assert await cni.ask(zds.delete("web")) == ""
         assert trio.current_time() - began < 5
@@ -475,7 +475,7 @@ def test_a_drain_ends_it_at_any_time_and_leaves_proxies_alone(moment: str) -> No
                 (await node.listener.accept()).close()
             await trio.testing.wait_all_tasks_blocked()
             node.drain.request("SIGTERM")
-        assert list(node.house.served) == (["web"] if moment == "waiting" else [])
+        assert list(node.workload_proxies.served) == (["web"] if moment == "waiting" else [])
         assert not node.gate.is_open
         for cni in cnis:
             cni.packets.close()
@@ -488,7 +488,7 @@ def test_a_drain_ends_it_at_any_time_and_leaves_proxies_alone(moment: str) -> No
 async def test_a_drain_waits_for_the_answer_to_the_request_in_hand() -> None:
     node = Node()
     node.listen()
-    node.house.slowness = 0.05
+    node.workload_proxies.slowness = 0.05
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.agent.run, node.drain)
         cni = await node.accept()
@@ -508,7 +508,7 @@ def test_cancelled_at_any_step_nothing_is_left_open() -> None:
                 with (cni := await node.accept()).packets:
                     await cni.add("a")
                     await cni.add("a", TWO)
-                    node.house.is_full = True
+                    node.workload_proxies.is_full = True
                     await cni.add("b")
                     await cni.add("b", TWO)
                     await trio.sleep(6)

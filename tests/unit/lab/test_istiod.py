@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.control import grpc
+from ztunnel_trio.facts.grpc import GrpcCode
+from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.lab.ca import CA_PATH, Status
 from ztunnel_trio.lab.istiod import ADS_PATH, Istiod
 from ztunnel_trio.lab.pki import Authority, uri_names
@@ -22,8 +24,6 @@ from ztunnel_trio.pb.messages.google.protobuf import Struct, Value
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 from ztunnel_trio.pb.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
 from ztunnel_trio.pb.xds_pb2 import Status as XdsStatus
-from ztunnel_trio.spec.grpc import GrpcCode
-from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 NODE_ID = "ztunnel~10.88.1.10~ztunnel-1.istio-system~istio-system.svc.cluster.local"
 WEB = "spiffe://cluster.local/ns/default/sa/web"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.lab.resources import (
     Resource,
     Stored,
@@ -18,7 +19,6 @@ from ztunnel_trio.lab.resources import (
 )
 from ztunnel_trio.pb.authorization_pb2 import Match
 from ztunnel_trio.pb.workload_pb2 import Address
-from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 WEB = workload("web", addresses=["10.1.1.5", "fd88::5"], node="n1", services={"default/web.x": {80: 8080}})
 SERVICE = service(

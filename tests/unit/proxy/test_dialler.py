@@ -15,6 +15,7 @@ from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import until
 from tests.fakes.world import SERVER, SOURCE, World, patient_clock, world
 from ztunnel_trio.errors import Reason, Refused
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.model.address import HostPort, SocketAddress
 from ztunnel_trio.net.tls import TlsContexts, TlsMisconfigured
 from ztunnel_trio.observe.metrics import Reporter
@@ -22,7 +23,6 @@ from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.dialler import REVOKED, Dialler, is_revoked
 from ztunnel_trio.proxy.pool import PoolKey
 from ztunnel_trio.proxy.server_tunnel import TunnelRequest
-from ztunnel_trio.spec.network import HBONE_PORT
 
 KEY = PoolKey(
     SOURCE.identity,

@@ -13,6 +13,7 @@ from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, tcp_pair, until
 from tests.fakes.world import SERVER, SOURCE, World, at, certificate_of, deny_all, patient_clock, world
 from ztunnel_trio.decide.admit import Admission
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.model.address import HboneTarget, HostPort, SocketAddress
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import ApplicationTunnel, AppTunnelProtocol
@@ -25,7 +26,6 @@ from ztunnel_trio.proxy.inbound import Inbound
 from ztunnel_trio.proxy.node import ProxySettings
 from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
-from ztunnel_trio.spec.network import HBONE_PORT
 
 HERE = SERVER.addresses[0]
 

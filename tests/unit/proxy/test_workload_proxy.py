@@ -16,12 +16,12 @@ from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, until
 from tests.fakes.world import SERVER, SOURCE, Lines, World, captured, patient_clock, world
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.facts.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS5_PORT
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.proxy.node import ProxySettings
-from ztunnel_trio.proxy.workload_proxy import NameServer, WorkloadProxy, wanted_doors
-from ztunnel_trio.spec.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS5_PORT
+from ztunnel_trio.proxy.workload_proxy import NameServer, WorkloadProxy, wanted_ports
 from ztunnel_trio.supervise.drain import Drain
 
 EXPIRED = "drain duration expired with pending connections, forcefully shutting down"
@@ -226,10 +226,10 @@ async def test_a_door_that_fails_fails_the_proxy() -> None:
     async with world() as it:
         proxy = WorkloadProxy(it.node, SOURCE.info, it.sockets(SOURCE.addresses[0]))
         proxy.bind(None)
-        proxy.doors[0].listener.close()
+        proxy.ports[0].listener.close()
         with pytest.RaisesGroup(trio.ClosedResourceError, flatten_subgroups=True):
             await proxy.run(it.drain)
-        assert all(door.listener.sock.fileno() < 0 for door in proxy.doors)
+        assert all(port.listener.sock.fileno() < 0 for port in proxy.ports)
 
 
 def test_a_name_server_that_cannot_be_had_leaves_nothing_bound() -> None:
@@ -243,7 +243,7 @@ def test_a_name_server_that_cannot_be_had_leaves_nothing_bound() -> None:
 
             with pytest.raises(OSError, match="in use"):
                 proxy.bind(make_names)
-            assert proxy.doors == []
+            assert proxy.ports == []
 
     main()
 
@@ -266,7 +266,7 @@ DATA = [("inbound", "[::]:15008"), ("inbound plaintext", "[::]:15006"), ("outbou
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_own", "doors"),
+    ("settings", "is_own", "ports"),
     [
         (ProxySettings(), False, DATA),
         (WITH_SOCKS, False, [*DATA, ("socks5", "127.0.0.1:15080")]),
@@ -277,9 +277,9 @@ DATA = [("inbound", "[::]:15008"), ("inbound plaintext", "[::]:15006"), ("outbou
     ],
 )
 def test_the_doors_follow_the_settings(
-    settings: ProxySettings, is_own: bool, doors: list[tuple[str, str]]
+    settings: ProxySettings, is_own: bool, ports: list[tuple[str, str]]
 ) -> None:
-    assert [(name, str(at)) for name, at in wanted_doors(settings, is_own=is_own)] == doors
+    assert [(name, str(at)) for name, at in wanted_ports(settings, is_own=is_own)] == ports
 
 
 @trio_test
@@ -288,5 +288,5 @@ async def test_a_data_path_that_is_off_binds_nothing() -> None:
         proxy = WorkloadProxy(it.node, SERVER.info, it.sockets(SERVER.addresses[0]))
         proxy.bind(None)
 
-        assert not proxy.doors
+        assert not proxy.ports
         assert not it.ports

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import pytest
 
 from ztunnel_trio.errors import WeBrokeProtocol
+from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.pb import xds_pb2
-from ztunnel_trio.spec.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.wire.ads import (
     Discovery,
     Finished,

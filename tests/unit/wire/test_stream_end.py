@@ -2,7 +2,7 @@
 
 import pytest
 
-from ztunnel_trio.spec.grpc import GrpcCode
+from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.wire.stream_end import (
     CompleteEnd,
     EndReason,

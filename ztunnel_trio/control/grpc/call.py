@@ -18,7 +18,7 @@ from ztunnel_trio.control.grpc.errors import BadMessage, BadStatus, ConnectionEn
 from ztunnel_trio.control.grpc.inbox import WINDOW_BYTES, Alarm, Inbox
 from ztunnel_trio.control.grpc.loop import from_asyncio
 from ztunnel_trio.errors import WeBrokeProtocol
-from ztunnel_trio.spec.grpc import GrpcCode
+from ztunnel_trio.facts.grpc import GrpcCode
 
 T = TypeVar("T")
 

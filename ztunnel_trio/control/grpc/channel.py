@@ -28,8 +28,8 @@ from ztunnel_trio.control.grpc.loop import abandon, from_asyncio
 from ztunnel_trio.control.grpc.protocol import RAW, TolerantProtocol
 from ztunnel_trio.control.grpc.target import DEFAULT_SETTINGS, ChannelSettings, Roots, Target
 from ztunnel_trio.control.grpc.tls import client_context, name_matches
-from ztunnel_trio.spec.grpc import GrpcCode
-from ztunnel_trio.spec.network import ALPN_H2
+from ztunnel_trio.facts.grpc import GrpcCode
+from ztunnel_trio.facts.network import ALPN_H2
 
 _HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305 section 5
 

@@ -3,8 +3,8 @@
 import socket
 
 from ztunnel_trio.errors import ZtunnelError
+from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.net.failures import os_error_text
-from ztunnel_trio.spec.grpc import GrpcCode
 
 
 class GrpcFailed(ZtunnelError):

@@ -6,8 +6,8 @@ import ssl
 from collections.abc import Mapping, Sequence
 
 from ztunnel_trio.control.grpc.target import ChannelSettings, PemRoots, Roots, Target
+from ztunnel_trio.facts.network import ALPN_H2
 from ztunnel_trio.model.source import SystemRoots
-from ztunnel_trio.spec.network import ALPN_H2
 
 log = logging.getLogger("ztunnel::control::grpc")
 

@@ -11,7 +11,7 @@ from ztunnel_trio.control import grpc
 from ztunnel_trio.control.grpc import BadMessage, BadStatus, ConnectionEnded, ServerCall
 from ztunnel_trio.control.grpc.loop import from_asyncio
 from ztunnel_trio.errors import WeBrokeProtocol
-from ztunnel_trio.spec.grpc import GrpcCode
+from ztunnel_trio.facts.grpc import GrpcCode
 
 
 @trio_test

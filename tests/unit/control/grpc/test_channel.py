@@ -22,7 +22,7 @@ from ztunnel_trio.control.grpc import (
     Served,
     ServerCall,
 )
-from ztunnel_trio.spec.grpc import GrpcCode
+from ztunnel_trio.facts.grpc import GrpcCode
 
 
 @trio_test

@@ -39,7 +39,7 @@ class Gate(Protocol):
     def close(self) -> None: ...
 
 
-class LeaseState(Enum):
+class PlacementState(Enum):
     """As the config dump shows it."""
 
     PENDING = "Pending"
@@ -47,13 +47,13 @@ class LeaseState(Enum):
 
 
 @dataclass(slots=True, eq=False)
-class Lease:
-    """One workload's place in the house."""
+class Placement:
+    """One workload's place among the proxies: its namespace, its state, its scope."""
 
     info: WorkloadInfo
     netns: Netns | None  # None: the process's own
     is_own: bool = False  # the proxy's own inbound listener, for its metrics over HBONE
-    state: LeaseState = LeaseState.PENDING
+    state: PlacementState = PlacementState.PENDING
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     gone: trio.Event = field(default_factory=trio.Event)
     registry: Registry = field(default_factory=Registry)
@@ -70,21 +70,21 @@ class Lease:
 
 
 @dataclass(slots=True, eq=False)
-class House:
-    """Proxies live in `nursery`, which the app opened; `make_sockets` gives the sockets of a lease."""
+class WorkloadProxies:
+    """Proxies live in `nursery`, which the app opened; `make_sockets` gives the sockets of a placement."""
 
     node: Node
     nursery: trio.Nursery
     drain: Drain
-    make_sockets: Callable[[Lease], SocketFactory]
+    make_sockets: Callable[[Placement], SocketFactory]
     make_name_server: MakeNameServer | None
     gate: Gate | None = None  # open unless a proxy failed
-    leases: dict[str, Lease] = field(default_factory=dict)
+    placements: dict[str, Placement] = field(default_factory=dict)
     pending: dict[str, WorkloadInfo] = field(default_factory=dict)
     is_gate_closed: bool = False
 
     async def start(self, uid: str, info: WorkloadInfo, netns: Netns) -> None:
-        """Bind a pod's ports and serve them. Once started, the namespace is the house's to close.
+        """Bind a pod's ports and serve them. Once started, the namespace is theirs to close.
 
         Raises:
             ProxyNotStarted: a port could not be bound. Nothing is left running, the namespace stays the
@@ -93,7 +93,7 @@ class House:
         await trio.lowlevel.checkpoint()  # what follows happens wholly or not at all
         self.pending[uid] = info
         try:
-            self.move_in(uid, Lease(info, netns))
+            self.move_in(uid, Placement(info, netns))
             del self.pending[uid]
         finally:
             self.report()
@@ -107,19 +107,19 @@ class House:
             ProxyNotStarted: a port could not be bound.
         """
         await trio.lowlevel.checkpoint()
-        self.move_in(uid, Lease(info, None, is_own), begin)
+        self.move_in(uid, Placement(info, None, is_own), begin)
 
-    def move_in(self, uid: str, lease: Lease, begin: trio.Event | None = None) -> None:
+    def move_in(self, uid: str, placement: Placement, begin: trio.Event | None = None) -> None:
         """Bind, then live in the nursery: all that can fail at the start has happened by then."""
         try:
-            lease.proxy = self.bind(lease)
+            placement.proxy = self.bind(placement)
         except OSError as error:
             text = str(error) if isinstance(error, BindFailed) else os_error_text(error)
             raise ProxyNotStarted(text) from error
         if begin is None:
-            lease.state = LeaseState.UP
-        self.leases[uid] = lease
-        self.nursery.start_soon(self.live, uid, lease, begin)
+            placement.state = PlacementState.UP
+        self.placements[uid] = placement
+        self.nursery.start_soon(self.live, uid, placement, begin)
 
     async def stop(self, uid: str) -> None:
         """End a workload's proxy at once; returns when its last task is gone. An unknown uid is fine.
@@ -128,63 +128,65 @@ class House:
         """
         await trio.lowlevel.checkpoint()
         self.pending.pop(uid, None)
-        if (lease := self.leases.get(uid)) is not None:
-            lease.scope.cancel(reason="pod deleted")
-            if lease.proxy is not None:
-                lease.proxy.say_goodbye()
-            await lease.gone.wait()
+        if (placement := self.placements.get(uid)) is not None:
+            placement.scope.cancel(reason="pod deleted")
+            if placement.proxy is not None:
+                placement.proxy.say_goodbye()
+            await placement.gone.wait()
         self.report()
 
-    def bind(self, lease: Lease) -> WorkloadProxy:
+    def bind(self, placement: Placement) -> WorkloadProxy:
         """A workload's proxy with all its ports bound, not yet serving."""
-        proxy = WorkloadProxy(self.node, lease.info, self.make_sockets(lease), lease.registry, lease.is_own)
-        with span("proxy", wl=f"{lease.info.namespace}/{lease.info.name}"):
-            proxy.bind(None if lease.is_own else self.make_name_server)
+        proxy = WorkloadProxy(
+            self.node, placement.info, self.make_sockets(placement), placement.registry, placement.is_own
+        )
+        with span("proxy", wl=f"{placement.info.namespace}/{placement.info.name}"):
+            proxy.bind(None if placement.is_own else self.make_name_server)
         return proxy
 
-    async def live(self, uid: str, lease: Lease, begin: trio.Event | None) -> None:
-        """The life of one lease: serve until drained or stopped, beginning anew where the proxy failed."""
-        if lease.netns is not None:
+    async def live(self, uid: str, placement: Placement, begin: trio.Event | None) -> None:
+        """One placement: serve until drained or stopped; a proxy that failed is started again."""
+        if placement.netns is not None:
             self.node.metrics.proxy_started()
         try:
-            with lease.scope, span("proxy", wl=f"{lease.info.namespace}/{lease.info.name}"):
+            with placement.scope, span("proxy", wl=f"{placement.info.namespace}/{placement.info.name}"):
                 if begin is None or await self.drain.lets_come(begin):
-                    await self.serve(lease)
+                    await self.serve(placement)
         finally:
-            lease.leave()
-            if lease.netns is not None:
+            placement.leave()
+            if placement.netns is not None:
                 self.node.metrics.proxy_stopped()
-            if self.leases.get(uid) is lease:
-                del self.leases[uid]
+            if self.placements.get(uid) is placement:
+                del self.placements[uid]
             self.report()
 
-    async def serve(self, lease: Lease) -> None:
+    async def serve(self, placement: Placement) -> None:
         """Run the proxy; one that fails is bound and run again, for as long as nobody drains."""
         while True:
             try:
-                if lease.proxy is not None:
-                    lease.state, lease.has_failed = LeaseState.UP, False
+                if placement.proxy is not None:
+                    placement.state, placement.has_failed = PlacementState.UP, False
                     self.report()
-                    await lease.proxy.run(self.drain)
+                    await placement.proxy.run(self.drain)
                     return
             except* Exception as group:  # a bug of ours: loud, and contained in this pod
-                log.error("proxy of %s failed, starting it again", lease.info, exc_info=group)
-            lease.proxy, lease.state, lease.has_failed = None, LeaseState.PENDING, True
+                log.error("proxy of %s failed, starting it again", placement.info, exc_info=group)
+            placement.proxy, placement.state, placement.has_failed = None, PlacementState.PENDING, True
             self.report()
             if not await self.drain.leaves_time(RESTART_SECONDS):
                 return
             try:
-                lease.proxy = self.bind(lease)
+                placement.proxy = self.bind(placement)
             except OSError as error:
-                log.warning("proxy of %s cannot start again: %s", lease.info, io_text(error))
+                log.warning("proxy of %s cannot start again: %s", placement.info, io_text(error))
 
     def report(self) -> None:
         """Tell the gauges how many pods' proxies are up and how many are not; and readiness, of failures."""
-        states = [lease.state for lease in self.pods().values()]
-        up = states.count(LeaseState.UP)
+        states = [placement.state for placement in self.pods().values()]
+        up = states.count(PlacementState.UP)
         self.node.metrics.proxies_active(up)
         self.node.metrics.proxies_pending(len(self.pending) + len(states) - up)
-        has_failed = any(lease.has_failed for lease in self.leases.values())
+        has_failed = any(placement.has_failed for placement in self.placements.values())
         if self.gate is not None and has_failed is not self.is_gate_closed:
             self.is_gate_closed = has_failed
             if has_failed:
@@ -192,10 +194,10 @@ class House:
             else:
                 self.gate.open()
 
-    def states(self) -> Mapping[str, Lease | WorkloadInfo]:
-        """Every pod by uid: its lease, or what is known of one whose start failed."""
+    def states(self) -> Mapping[str, Placement | WorkloadInfo]:
+        """Every pod by uid: its placement, or what is known of one whose start failed."""
         return {**self.pending, **self.pods()}
 
-    def pods(self) -> Mapping[str, Lease]:
-        """The leases of pods, by uid."""
-        return {uid: lease for uid, lease in self.leases.items() if lease.netns is not None}
+    def pods(self) -> Mapping[str, Placement]:
+        """The placements of pods, by uid."""
+        return {uid: placement for uid, placement in self.placements.items() if placement.netns is not None}

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel_trio.spec import env
+from ztunnel_trio.facts import env
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "env.md"
 

@@ -13,12 +13,12 @@ from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import until
 from tests.fakes.world import SERVER, SOURCE, LoopbackSockets, World, captured, patient_clock, world
+from ztunnel_trio.facts.network import HBONE_PORT, OUTBOUND_PORT
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.sockets import BindFailed, SocketFactory, SocketSettings
-from ztunnel_trio.proxy.house import House, Lease, LeaseState, ProxyNotStarted
-from ztunnel_trio.spec.network import HBONE_PORT, OUTBOUND_PORT
+from ztunnel_trio.proxy.workload_proxies import Placement, PlacementState, ProxyNotStarted, WorkloadProxies
 
 UID = "pod-1"
 
@@ -38,18 +38,18 @@ class FakeGate:
 
 @dataclass(eq=False)
 class Hosted:
-    """A house in a world; `taken` are the homes where no port is to be had."""
+    """Workload proxies in a world; `taken` are the homes where no port is to be had."""
 
     it: World
-    house: House
+    workload_proxies: WorkloadProxies
     taken: set[str] = field(default_factory=set)
 
-    def make_sockets(self, lease: Lease) -> SocketFactory:
-        if lease.info.name in self.taken:
+    def make_sockets(self, placement: Placement) -> SocketFactory:
+        if placement.info.name in self.taken:
             raise BindFailed(
                 SocketAddress(SERVER.addresses[0], HBONE_PORT), OSError(errno.EADDRINUSE, "in use")
             )
-        home = {SERVER.name: SERVER, SOURCE.name: SOURCE}.get(lease.info.name, SERVER).addresses[0]
+        home = {SERVER.name: SERVER, SOURCE.name: SOURCE}.get(placement.info.name, SERVER).addresses[0]
         return self.it.sockets(home)
 
     def port(self, workload: Workload, port: int) -> SocketAddress:
@@ -72,9 +72,11 @@ class Hosted:
 @asynccontextmanager
 async def hosted(grace_seconds: float = 5.0) -> AsyncIterator[Hosted]:
     async with world(grace_seconds=grace_seconds) as it, trio.open_nursery() as proxies:
-        house = House(it.node, proxies, it.drain, lambda lease: made.make_sockets(lease), None)
-        house.gate = FakeGate()
-        made = Hosted(it, house)
+        workload_proxies = WorkloadProxies(
+            it.node, proxies, it.drain, lambda placement: made.make_sockets(placement), None
+        )
+        workload_proxies.gate = FakeGate()
+        made = Hosted(it, workload_proxies)
         yield made
         proxies.cancel_scope.cancel(reason="the test is over")
 
@@ -96,21 +98,21 @@ async def test_a_pod_moves_in_and_out() -> None:
     async with hosted() as made:
         netns = Netns.own()
         with captured("ztunnel::proxy::inbound") as lines:
-            await made.house.start(UID, SERVER.info, netns)
+            await made.workload_proxies.start(UID, SERVER.info, netns)
         assert [line["message"] for line in lines.lines] == ["listener established"]
-        door = made.port(SERVER, HBONE_PORT)
-        assert await can_connect(door)
-        lease = made.house.states()[UID]
-        assert isinstance(lease, Lease)
-        assert lease.state is LeaseState.UP
+        port = made.port(SERVER, HBONE_PORT)
+        assert await can_connect(port)
+        placement = made.workload_proxies.states()[UID]
+        assert isinstance(placement, Placement)
+        assert placement.state is PlacementState.UP
         await until(lambda: made.numbers() == (1, 0, 1, 0))
 
         with captured("ztunnel::drain") as lines:
-            await made.house.stop(UID)
+            await made.workload_proxies.stop(UID)
         assert {line["component"] for line in lines.lines} == {"inbound", "inbound passthrough", "outbound"}
         assert {line["message"] for line in lines.lines} == {"shutdown complete"}
-        assert not await can_connect(door)
-        assert made.house.states() == {}
+        assert not await can_connect(port)
+        assert made.workload_proxies.states() == {}
         assert not is_open(netns)
         assert made.numbers() == (0, 0, 1, 1)
 
@@ -121,13 +123,13 @@ async def test_a_port_that_is_taken_leaves_the_pod_pending() -> None:
         netns = Netns.own()
         made.taken.add(SERVER.name)
         with pytest.raises(ProxyNotStarted, match=r"failed to bind to address 127\.0\.0\.3:15008: in use"):
-            await made.house.start(UID, SERVER.info, netns)
+            await made.workload_proxies.start(UID, SERVER.info, netns)
         assert is_open(netns)
-        assert made.house.states() == {UID: SERVER.info}
+        assert made.workload_proxies.states() == {UID: SERVER.info}
         assert made.numbers() == (0, 1, 0, 0)
 
         made.taken.clear()
-        await made.house.start(UID, SERVER.info, netns)
+        await made.workload_proxies.start(UID, SERVER.info, netns)
         await until(lambda: made.numbers() == (1, 0, 1, 0))
 
 
@@ -136,10 +138,10 @@ async def test_a_pending_pod_and_an_unknown_one_can_be_stopped() -> None:
     async with hosted() as made:
         made.taken.add(SERVER.name)
         with closing(Netns.own()) as netns, pytest.raises(ProxyNotStarted):
-            await made.house.start(UID, SERVER.info, netns)
-        await made.house.stop(UID)
-        await made.house.stop("never heard of")
-        assert made.house.states() == {}
+            await made.workload_proxies.start(UID, SERVER.info, netns)
+        await made.workload_proxies.stop(UID)
+        await made.workload_proxies.stop("never heard of")
+        assert made.workload_proxies.states() == {}
         assert made.numbers() == (0, 0, 0, 0)
 
 
@@ -158,9 +160,9 @@ async def test_a_port_that_is_taken_frees_the_others() -> None:
                 bound.append(listener.address)
                 return listener
 
-        made.house.make_sockets = lambda lease: Scarce(None, sockets.settings, sockets.home)
+        made.workload_proxies.make_sockets = lambda placement: Scarce(None, sockets.settings, sockets.home)
         with closing(Netns.own()) as netns, pytest.raises(ProxyNotStarted):
-            await made.house.start(UID, SERVER.info, netns)
+            await made.workload_proxies.start(UID, SERVER.info, netns)
         assert len(bound) == 2
         assert [await can_connect(address) for address in bound] == [False, False]
 
@@ -168,81 +170,81 @@ async def test_a_port_that_is_taken_frees_the_others() -> None:
 @trio_test(clock=patient_clock())
 async def test_a_proxy_that_fails_is_started_again_and_readiness_closed_meanwhile() -> None:
     async with hosted() as made:
-        await made.house.start(UID, SERVER.info, Netns.own())
+        await made.workload_proxies.start(UID, SERVER.info, Netns.own())
         await trio.testing.wait_all_tasks_blocked()
-        lease = made.house.leases[UID]
+        placement = made.workload_proxies.placements[UID]
         with captured("ztunnel::inpod::statemanager") as lines:
-            assert lease.proxy is not None
-            lease.proxy.doors[0].listener.close()
+            assert placement.proxy is not None
+            placement.proxy.ports[0].listener.close()
             await trio.sleep(0.5)
-            assert lease.has_failed
+            assert placement.has_failed
             assert made.numbers()[:2] == (0, 1)
             made.taken.add(SERVER.name)
             await trio.sleep(1)
             made.taken.clear()
             await trio.sleep(1)
-        assert lease.state is LeaseState.UP
-        assert made.house.gate.said == ["closed", "open"]  # type: ignore[union-attr]
+        assert placement.state is PlacementState.UP
+        assert made.workload_proxies.gate.said == ["closed", "open"]  # type: ignore[union-attr]
         assert await can_connect(made.port(SERVER, HBONE_PORT))
         assert [line["message"] for line in lines.lines] == [
             "proxy of server.ns (server) failed, starting it again",
             "proxy of server.ns (server) cannot start again: Address already in use (os error 98)",
         ]
-        made.house.leases[UID].scope.cancel()
-        await lease.gone.wait()
+        made.workload_proxies.placements[UID].scope.cancel()
+        await placement.gone.wait()
 
 
 @trio_test(clock=patient_clock())
 async def test_a_failed_proxy_that_is_stopped_opens_readiness() -> None:
     async with hosted() as made:
-        await made.house.start(UID, SERVER.info, Netns.own())
+        await made.workload_proxies.start(UID, SERVER.info, Netns.own())
         await trio.testing.wait_all_tasks_blocked()
-        made.house.leases[UID].proxy.doors[0].listener.close()  # type: ignore[union-attr]
+        made.workload_proxies.placements[UID].proxy.ports[0].listener.close()  # type: ignore[union-attr]
         await trio.sleep(0.5)
-        await made.house.stop(UID)
-        assert made.house.gate.said == ["closed", "open"]  # type: ignore[union-attr]
+        await made.workload_proxies.stop(UID)
+        assert made.workload_proxies.gate.said == ["closed", "open"]  # type: ignore[union-attr]
 
 
 @trio_test
 async def test_a_workload_served_here_begins_when_it_is_told() -> None:
     async with hosted() as made:
         begin = trio.Event()
-        await made.house.start_here("dedicated", SOURCE.info, begin=begin)
-        assert made.house.leases["dedicated"].state is LeaseState.PENDING
+        await made.workload_proxies.start_here("dedicated", SOURCE.info, begin=begin)
+        assert made.workload_proxies.placements["dedicated"].state is PlacementState.PENDING
         assert await can_connect(made.port(SOURCE, HBONE_PORT))  # waits in the queue
-        assert made.house.pods() == {}
+        assert made.workload_proxies.pods() == {}
         begin.set()
-        await until(lambda: made.house.leases["dedicated"].state is LeaseState.UP)
+        await until(lambda: made.workload_proxies.placements["dedicated"].state is PlacementState.UP)
         assert made.numbers() == (0, 0, 0, 0)
 
 
 @trio_test
 async def test_a_drain_that_comes_before_the_beginning_ends_it() -> None:
     async with hosted() as made:
-        await made.house.start_here("dedicated", SOURCE.info, begin=trio.Event())
-        lease = made.house.leases["dedicated"]
+        await made.workload_proxies.start_here("dedicated", SOURCE.info, begin=trio.Event())
+        placement = made.workload_proxies.placements["dedicated"]
         made.it.drain.request("SIGTERM")
-        await lease.gone.wait()
+        await placement.gone.wait()
         assert not await can_connect(made.port(SOURCE, HBONE_PORT))
 
 
 @trio_test
 async def test_our_own_listener_is_for_hbone_only() -> None:
     async with hosted() as made:
-        await made.house.start_here("ztunnel", SERVER.info, is_own=True)
+        await made.workload_proxies.start_here("ztunnel", SERVER.info, is_own=True)
         assert list(made.it.ports) == [SocketAddress(SERVER.addresses[0], HBONE_PORT)]
 
 
 @trio_test
 async def test_a_drain_ends_every_lease() -> None:
     async with hosted() as made:
-        await made.house.start(UID, SERVER.info, Netns.own())
-        await made.house.start("pod-2", SOURCE.info, Netns.own())
-        leases = list(made.house.leases.values())
+        await made.workload_proxies.start(UID, SERVER.info, Netns.own())
+        await made.workload_proxies.start("pod-2", SOURCE.info, Netns.own())
+        placements = list(made.workload_proxies.placements.values())
         made.it.drain.request("SIGTERM")
-        for lease in leases:
-            await lease.gone.wait()
-        assert made.house.leases == {}
+        for placement in placements:
+            await placement.gone.wait()
+        assert made.workload_proxies.placements == {}
         assert made.numbers() == (0, 0, 2, 2)
 
 
@@ -251,7 +253,7 @@ async def test_the_peers_of_a_deleted_pod_are_told() -> None:
     """Both ways: those that have a tunnel to it, and those it has one to."""
     async with hosted() as made:
         it = made.it
-        await made.house.start(UID, SERVER.info, Netns.own())
+        await made.workload_proxies.start(UID, SERVER.info, Netns.own())
         there = await it.echo(SERVER.addresses[0])
         outbound = it.outbound(SOURCE)
         app = it.call(outbound, there)
@@ -259,7 +261,7 @@ async def test_the_peers_of_a_deleted_pod_are_told() -> None:
         assert await app.receive_exactly(1) == b"x"
         (pooled,) = outbound.pool.pooled.values()
 
-        await made.house.stop(UID)
+        await made.workload_proxies.stop(UID)
         await pooled.tunnel.ended.wait()
         assert pooled.tunnel._peer_last is not None  # a GOAWAY came before the end
         await until(lambda: len(it.lines.complete) >= 1)
@@ -271,13 +273,13 @@ def test_moving_in_and_out_cancelled_anywhere_leaves_nothing() -> None:
         async with hosted() as made:
             netns = Netns.own()
             try:
-                await made.house.start(UID, SERVER.info, netns)
+                await made.workload_proxies.start(UID, SERVER.info, netns)
             except trio.Cancelled:
-                netns.close()  # not the house's
+                netns.close()  # not the proxies'
                 raise
             assert await can_connect(made.port(SERVER, HBONE_PORT))
-            await made.house.stop(UID)
-            assert made.house.leases == {}
+            await made.workload_proxies.stop(UID)
+            assert made.workload_proxies.placements == {}
             assert not is_open(netns)
 
     assert cancelled_everywhere_now(scenario, autojump=False) > 15
@@ -286,9 +288,9 @@ def test_moving_in_and_out_cancelled_anywhere_leaves_nothing() -> None:
 @trio_test
 async def test_a_lease_that_is_replaced_is_not_forgotten_by_the_old_one() -> None:
     async with hosted() as made:
-        await made.house.start(UID, SERVER.info, Netns.own())
-        old = made.house.leases[UID]
-        await made.house.start(UID, replace(SERVER.info, service_account="new"), Netns.own())
+        await made.workload_proxies.start(UID, SERVER.info, Netns.own())
+        old = made.workload_proxies.placements[UID]
+        await made.workload_proxies.start(UID, replace(SERVER.info, service_account="new"), Netns.own())
         old.scope.cancel()
         await old.gone.wait()
-        assert made.house.leases[UID] is not old
+        assert made.workload_proxies.placements[UID] is not old

@@ -1,6 +1,6 @@
 """Every environment variable we read: name, type, default, meaning (ztunnel src/config.rs).
 
-`docs/reference/env.md` is made from this table: `python -m ztunnel_trio.spec.env > docs/reference/env.md`;
+`docs/reference/env.md` is made from this table: `python -m ztunnel_trio.facts.env > docs/reference/env.md`;
 with `--check FILE` the command fails when the file differs.
 """
 
@@ -387,7 +387,7 @@ NAMES: Final = frozenset(variable.name for section in SECTIONS for variable in s
 
 HEAD: Final = """# Environment variables
 
-<!-- Made by `nox -s docs` from ztunnel_trio/spec/env.py; do not edit. -->
+<!-- Made by `nox -s docs` from ztunnel_trio/facts/env.py; do not edit. -->
 
 Everything is read once, at start; a value that cannot be read ends the process with exit code 1 and
 `Error: invalid env var NAME=VALUE (REASON)`. A value that is not UTF-8 counts as unset. Relative paths are
