@@ -6,10 +6,11 @@ Where a test has an equal in ztunnel's `tests/namespaced.rs`, its parameter or i
 import contextlib
 import hashlib
 import ssl
+import subprocess
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 import trio
@@ -547,6 +548,20 @@ async def test_a_service_port_that_does_not_exist_is_told(scene: Scene) -> None:
 async def test_a_loop_through_the_proxys_own_ports_is_refused(scene: Scene, port: int) -> None:
     async with scene.lines(scene.server) as lines:
         assert await fate(scene.plain, SocketAddress(scene.server.ip, port)) == "cut"
+
+    assert [line.get("error") for line in lines] == ["attempted recursive call to ourselves"]
+
+
+@pytest.mark.parametrize("address", ["172.30.0.1", "fd00:1e::1"])
+@in_scene
+async def test_a_loop_through_an_address_of_the_pod_that_nobody_knows_is_refused(
+    scene: Scene, address: str
+) -> None:
+    near = scene.near
+    with near.host.netns.inside():  # a child process starts in the namespace of the thread that forks it
+        subprocess.run(f"ip addr add {address} dev lo".split(), check=True)  # noqa: ASYNC221  a moment
+    async with scene.lines(near) as lines:
+        assert await fate(near, SocketAddress(ip_address(address), OUTBOUND_PORT)) == "cut"
 
     assert [line.get("error") for line in lines] == ["attempted recursive call to ourselves"]
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -232,6 +232,18 @@ def test_ipv6_on_the_loopback_is_the_pods_own(pod: Netns) -> None:
 
     assert not factory.has_ipv6_loopback()
     assert SocketFactory(None, SETTINGS).has_ipv6_loopback()
+
+
+@pytest.mark.parametrize("address", ["172.30.0.1", "fd00:1e::1"])
+def test_an_address_is_the_pods_own_from_the_moment_it_is_there(pod: Netns, address: str) -> None:
+    factory = SocketFactory(pod, SETTINGS)
+    assert not factory.has_address(ip_address(address))
+
+    with pod.inside():
+        subprocess.run(["ip", "addr", "add", address, "dev", "lo"], check=True)
+
+    assert factory.has_address(ip_address(address))
+    assert not SocketFactory(None, SETTINGS).has_address(ip_address(address))
 
 
 async def exchange(

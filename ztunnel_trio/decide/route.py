@@ -57,6 +57,7 @@ class OutboundRequest:
     target: SocketAddress
     network: str
     hbone_port: int = HBONE_PORT  # where workloads of the mesh take HBONE
+    is_target_here: bool = False  # its address is one of the source's own; told for illegal ports only
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,12 @@ class Route:
 Decision = Route | Refusal | NeedAddress | NeedHost
 
 
-def calls_itself(target: SocketAddress, illegal_ports: frozenset[int]) -> bool:
-    """Whether a client dials the proxy's own ports over loopback, which would loop for ever."""
-    return target.port in illegal_ports and target.ip.is_loopback
+def calls_itself(target: SocketAddress, illegal_ports: frozenset[int], *, is_here: bool = False) -> bool:
+    """Whether a client dials the proxy's own ports in its own pod, which would loop for ever.
+
+    `is_here`: the address is one of the pod's, be it one that istiod does not know.
+    """
+    return target.port in illegal_ports and (is_here or target.ip.is_loopback)
 
 
 def route(
@@ -102,7 +106,7 @@ def route(
     the workloads that were tried in vain; with it the answer is another one or a refusal.
     """
     source, target = request.source, request.target
-    if calls_itself(target, illegal_ports):
+    if calls_itself(target, illegal_ports, is_here=request.is_target_here):
         return Refusal(Reason.RECURSIVE_CALL)
     question = Question(source, target, mesh, known, rng, on_demand, exclude)
     address = NetworkAddress(request.network, target.ip)

@@ -29,13 +29,14 @@ from ztunnel_trio.facts.linux import (
     SOL_IPV6,
 )
 from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
-from ztunnel_trio.net.listener import Listener
+from ztunnel_trio.net.listener import Listener, local_address
 from ztunnel_trio.net.netns import Netns
 
 log = logging.getLogger("ztunnel::socket")
 
 LOOPBACK_IPV6_SWITCH: Final = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 _NON_BLOCKING: Final = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_DISCARD_PORT: Final = 9  # RFC 863; any would do
 _LARGEST_INT: Final = 2**31 - 1  # what setsockopt(2) takes
 
 
@@ -89,6 +90,19 @@ class SocketFactory:
             return _loopback_has_ipv6()
         with self.netns.inside():
             return _loopback_has_ipv6()
+
+    def has_address(self, ip: IPAddress) -> bool:
+        """Whether what is sent to `ip` stays in the pod; nothing is sent to find out.
+
+        For an address of its own the kernel takes that very address as the source (ip_route_output_key,
+        ip6_dst_lookup), so an address put on an interface a moment ago counts as well.
+        """
+        try:
+            with self.udp(_family(ip)) as probe:
+                probe.connect((str(ip), _DISCARD_PORT))
+                return local_address(probe).ip == ip
+        except OSError:
+            return False
 
     def listen_tcp(
         self, address: SocketAddress, *, transparent: bool | None = False, keepalive: bool = False

@@ -29,7 +29,7 @@ from ztunnel_trio.model.connection import Direction
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import OutboundProtocol, Workload, WorkloadInfo
 from ztunnel_trio.net.failures import DEADLINE_TEXT, io_text
-from ztunnel_trio.net.listener import original_destination
+from ztunnel_trio.net.listener import local_address, original_destination
 from ztunnel_trio.net.pair import Pair
 from ztunnel_trio.net.relay import Endpoint, SocketEnd, pair_of
 from ztunnel_trio.net.sockets import SocketFactory
@@ -214,7 +214,7 @@ class Outbound:
         None: it cannot be reached, which the access line has been told.
         """
         try:
-            request = await self.request(call)
+            request = await self.request(sock, call)
             attempt = Attempt(await self.find_route(request))
         except Refused as error:
             self.deny(call, error.refusal)
@@ -247,7 +247,7 @@ class Outbound:
             source=call.client, destination=call.target, direction=Direction.OUTBOUND, refusal=refusal
         )
 
-    async def request(self, call: Call) -> OutboundRequest:
+    async def request(self, sock: socket.socket, call: Call) -> OutboundRequest:
         """What is to be decided, once our own workload is known.
 
         Raises:
@@ -259,7 +259,20 @@ class Outbound:
             source = await live.local_workload(self.info, seconds=settings.local_workload_seconds)
         if source is None:
             raise Refused(Refusal(Reason.UNKNOWN_LOCAL_WORKLOAD, str(self.info)))
-        return OutboundRequest(source, call.client.ip, call.target, settings.network, settings.hbone_port)
+        return OutboundRequest(
+            source,
+            call.client.ip,
+            call.target,
+            settings.network,
+            settings.hbone_port,
+            self.is_here(sock, call.target),
+        )
+
+    def is_here(self, sock: socket.socket, target: SocketAddress) -> bool:
+        """Whether dialling a port that is ours would come back to this pod, for what `sock` asked."""
+        return target.port in self.node.settings.illegal_ports and (
+            target == local_address(sock) or self.sockets.has_address(target.ip)
+        )
 
     async def find_route(self, request: OutboundRequest, exclude: frozenset[str] = frozenset()) -> Route:
         """Decide where the connection goes, getting what the decision asks for.

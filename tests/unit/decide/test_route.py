@@ -655,7 +655,17 @@ def test_the_proxys_own_ports_are_not_reached_over_loopback(port: int) -> None:
     assert isinstance(decide(world(), f"10.0.0.7:{port}"), Route)
 
 
+@pytest.mark.parametrize("port", sorted(ILLEGAL_PORTS))
+def test_the_proxys_own_ports_are_not_reached_over_any_address_of_the_pod(port: int) -> None:
+    request = OutboundRequest(SOURCE, SOURCE.addresses[0], at(f"172.30.0.1:{port}"), "", is_target_here=True)
+
+    assert route(request, world(), Known(), random.Random(1), on_demand=False) == Refusal(
+        Reason.RECURSIVE_CALL
+    )
+
+
 def test_other_ports_over_loopback_are_fine() -> None:
+    assert not calls_itself(at("172.30.0.1:80"), ILLEGAL_PORTS, is_here=True)
     assert not calls_itself(at("127.0.0.1:80"), ILLEGAL_PORTS)
     assert not calls_itself(at("127.0.0.1:15080"), ILLEGAL_PORTS)
     assert calls_itself(at("127.0.0.1:15080"), ILLEGAL_PORTS | {15080})
