@@ -487,7 +487,7 @@ def load_control_plane(
         ca_root_cert=load_roots(values, env.CA_ROOT_CA, machine, notes if ca_address else []),
         alt_xds_hostname=values.text(env.ALT_XDS_HOSTNAME),
         alt_ca_hostname=values.text(env.ALT_CA_HOSTNAME),
-        auth=load_auth(values, machine),
+        auth=load_auth(values, machine, notes),
         xds_headers=values.headers(env.XDS_HEADER_PREFIX),
         ca_headers=values.headers(env.CA_HEADER_PREFIX),
         secret_ttl_seconds=values.seconds(env.SECRET_TTL, SECRET_TTL_SECONDS),
@@ -564,21 +564,34 @@ def load_addresses(
     """The control plane's address, the CA's, and whether the CA is our own.
 
     Raises:
-        ConfigError: an address is no URI.
+        ConfigError: an address is no URI, or not one of HTTPS.
         Unstartable: there is no CA at all.
     """
     inside = values.text(env.KUBERNETES_SERVICE_HOST) is not None
     istiod = ISTIOD if inside else LOCAL_ISTIOD
-    xds, ca = values.text(env.XDS_ADDRESS), values.text(env.CA_ADDRESS)
-    if xds is None:
-        xds = istiod if proxy_config.discovery_address is None else proxy_config.discovery_address
+    xds, ca, xds_name = values.text(env.XDS_ADDRESS), values.text(env.CA_ADDRESS), env.XDS_ADDRESS
+    if xds is None and proxy_config.discovery_address is not None:
+        xds, xds_name = proxy_config.discovery_address, "discoveryAddress"
+    xds = istiod if xds is None else xds
     fake_ca = values.boolean(env.FAKE_CA, default=False)
-    xds_address = parse_uri(xds) if xds else None
+    xds_address = parse_server(xds_name, xds) if xds else None
     if fake_ca:
         return xds_address, None, True
     if ca == "":
         raise Unstartable("invalid configuration: CA_ADDRESS is empty; set FAKE_CA=true to run without a CA")
-    return xds_address, parse_uri(istiod if ca is None else ca), False
+    return xds_address, parse_server(env.CA_ADDRESS, istiod if ca is None else ca), False
+
+
+def parse_server(name: str, text: str) -> ControlPlaneAddress:
+    """The address of a server that is spoken to over TLS; `name` is the setting's.
+
+    Raises:
+        ConfigError: no URI, or one of plain HTTP, which could never connect.
+    """
+    address = parse_uri(text)
+    if address.scheme != "https":
+        raise ConfigError(f"invalid configuration: {name}={text}: the scheme must be https, or left out")
+    return address
 
 
 def load_own(values: Environment) -> tuple[SpiffeId | None, WorkloadInfo | None]:
@@ -639,14 +652,20 @@ def load_roots(values: Environment, name: str, machine: Machine, notes: list[str
     return Literal(chosen)
 
 
-def load_auth(values: Environment, machine: Machine) -> TokenSource | None:
-    """Where the token comes from."""
+def load_auth(values: Environment, machine: Machine, notes: list[str]) -> TokenSource | None:
+    """Where the token comes from; what looks like a path and names no file is told, but not shown."""
     text = values.text(env.AUTH_TOKEN)
     if text is None:
         return FromFile(TOKEN_FILE) if machine.exists(TOKEN_FILE) else None
     if not text:
         return None
-    return FromFile(text) if machine.exists(text) else Literal(text)
+    if machine.exists(text):
+        return FromFile(text)
+    if text.startswith(("/", "./", "../")):
+        notes.append(
+            f"{env.AUTH_TOKEN} looks like a path, but there is no such file: its text is sent as the token"
+        )
+    return Literal(text)
 
 
 def load_termination(values: Environment) -> float:

@@ -69,6 +69,15 @@ BAD = [
     ({"TERMINATION_GRACE_PERIOD_SECONDS": "-1"}, "invalid env var TERMINATION_GRACE_PERIOD_SECONDS=-1"),
     ({"XDS_ADDRESS": "http://[bad"}, "invalid uri: http://[bad"),
     ({"CA_ADDRESS": ":::"}, "invalid uri: :::"),
+    (
+        {"XDS_ADDRESS": "http://istiod:15010"},
+        "invalid configuration: XDS_ADDRESS=http://istiod:15010: the sch",
+    ),
+    ({"CA_ADDRESS": "http://ca"}, "invalid configuration: CA_ADDRESS=http://ca: the scheme must be https"),
+    (
+        {"PROXY_CONFIG": "discoveryAddress: http://d:1"},
+        "invalid configuration: discoveryAddress=http://d:1: ",
+    ),
     ({"ZTUNNEL_WORKER_THREADS": "150%"}, "percentage must be between 0 and 100"),
     ({"ZTUNNEL_WORKER_THREADS": "2", "ZTUNNEL_RESOURCE_CPU_LIMIT": "x"}, "ZTUNNEL_RESOURCE_CPU_LIMIT=x"),
     (
@@ -161,7 +170,7 @@ def test_the_proxys_own_identity_needs_three_names() -> None:
     [
         ({"KUBERNETES_SERVICE_HOST": ""}, "https://istiod.istio-system.svc:15012", "same"),
         ({"XDS_ADDRESS": ""}, None, "https://localhost:15012"),
-        ({"XDS_ADDRESS": "istiod:15012", "CA_ADDRESS": "http://ca"}, "https://istiod:15012", "http://ca"),
+        ({"XDS_ADDRESS": "istiod:15012", "CA_ADDRESS": "HTTPS://ca"}, "https://istiod:15012", "HTTPS://ca"),
         ({"PROXY_CONFIG": "discoveryAddress: d:1"}, "https://d:1", "https://localhost:15012"),
         ({"FAKE_CA": "true", "CA_ADDRESS": ""}, "https://localhost:15012", None),
     ],
@@ -209,6 +218,16 @@ def test_a_root_file_that_is_missing_is_told() -> None:
 )
 def test_tokens(environ: dict[str, str], files: dict[str, str], auth: object) -> None:
     assert loaded(environ, files).control.auth == auth
+
+
+@pytest.mark.parametrize("path", ["/no/token", "./token", "../token"])
+def test_a_token_file_that_is_missing_is_told_without_its_text(path: str) -> None:
+    notes = loaded({"AUTH_TOKEN": path}).notes
+
+    assert any("AUTH_TOKEN looks like a path, but there is no such file" in note for note in notes)
+    assert not any(path in note for note in notes)
+    assert not any("AUTH_TOKEN" in note for note in loaded({"AUTH_TOKEN": "abc/def=="}).notes)
+    assert not any("AUTH_TOKEN" in note for note in loaded({"AUTH_TOKEN": path}, {path: "t"}).notes)
 
 
 def test_secrets_are_shown_nowhere() -> None:

@@ -21,18 +21,22 @@ async def load_roots(source: RootSource) -> Roots:
     """The trust anchors as they are now. Blocks that are no certificate are skipped.
 
     Raises:
-        Unavailable: the file cannot be read.
+        Unavailable: the file cannot be read, or there is no certificate, so that no server could be trusted.
     """
     if isinstance(source, SystemRoots):
         return source
     if isinstance(source, FromFile):
+        name = f"root certificate file {source.path}"
         text = (await _read(source.path, "root certificate")).decode("ascii", "replace")
     else:
-        text = source.text
+        name, text = "root certificate", source.text
     try:
-        return PemRoots(tuple(der for label, der in pem_blocks(text) if label == CERTIFICATE_LABEL))
+        found = tuple(der for label, der in pem_blocks(text) if label == CERTIFICATE_LABEL)
     except PeerBrokeProtocol as error:
         raise Unavailable(f"invalid root certificate: {error}") from error
+    if not found:
+        raise Unavailable(f"{name}: holds no certificate")
+    return PemRoots(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,22 @@ async def test_roots_are_every_certificate_of_the_pem(tmp_path: Path) -> None:
 
     assert await load_roots(FromFile(str(path))) == PemRoots((ROOT.der,))
     assert await load_roots(Literal(text)) == PemRoots((ROOT.der,))
-    assert await load_roots(Literal("./var/run/root-cert.pem")) == PemRoots(())
     assert await load_roots(SystemRoots()) == SystemRoots()
     with pytest.raises(Unavailable, match=r"No such file or directory \(os error 2\)"):
         await load_roots(FromFile(str(tmp_path / "gone")))
     with pytest.raises(Unavailable, match="invalid root certificate"):
         await load_roots(Literal("-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----"))
+
+
+@trio_test
+async def test_roots_without_a_certificate_are_told_by_the_files_name(tmp_path: Path) -> None:
+    path = tmp_path / "root.pem"
+    Path(path).write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")  # noqa: ASYNC240
+
+    with pytest.raises(Unavailable, match=f"root certificate file {path}: holds no certificate"):
+        await load_roots(FromFile(str(path)))
+    with pytest.raises(Unavailable, match=r"^root certificate: holds no certificate"):
+        await load_roots(Literal("./var/run/root-cert.pem"))
 
 
 @trio_test

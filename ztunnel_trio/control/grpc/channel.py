@@ -8,7 +8,7 @@ that never answers.
 import asyncio  # noqa: TID251  this room is the fence
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -188,19 +188,18 @@ async def _connect_tcp(target: Target, settings: ChannelSettings) -> socket.sock
     """Connect, with keepalive set, and return a plain non-blocking socket.
 
     Raises:
-        NotConnected: no address of the host could be reached in time.
+        NotConnected: the host has no address, or none could be reached in time; the text says which.
     """
+    step = "dns error"
     try:
         with trio.fail_after(settings.connect_seconds):
-            stream = await trio.open_tcp_stream(
-                target.host, target.port, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS
-            )
+            addresses = await _look_up(target)
+            step = "tcp connect error"
+            stream = await _connect_first(addresses, target.port)
     except trio.TooSlowError as error:
-        raise NotConnected("tcp connect error: deadline has elapsed") from error
-    except socket.gaierror as error:
-        raise NotConnected(f"dns error: {failure_text(error)}") from error
+        raise NotConnected(f"{step}: deadline has elapsed") from error
     except OSError as error:
-        raise NotConnected(f"tcp connect error: {failure_text(_first_cause(error))}") from error
+        raise NotConnected(f"{step}: {failure_text(error)}") from error
     sock = socket.socket(fileno=stream.socket.detach())
     try:
         sock.setblocking(False)
@@ -213,6 +212,52 @@ async def _connect_tcp(target: Target, settings: ChannelSettings) -> socket.sock
         sock.close()
         raise NotConnected(f"tcp connect error: {failure_text(error)}") from error
     return sock
+
+
+async def _look_up(target: Target) -> list[str]:
+    """The addresses of a host, the resolver's preferred one first.
+
+    Raises:
+        socket.gaierror: there is none, or no resolver answers.
+    """
+    found = await trio.socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+async def _connect_first(addresses: Sequence[str], port: int) -> trio.SocketStream:
+    """Connect to whichever address answers first; each has a little time before the next is tried as well.
+
+    Raises:
+        OSError: none could be reached; it is the first one's failure.
+    """
+    connected: list[trio.SocketStream] = []
+    failures: dict[str, OSError] = {}
+    chosen: trio.SocketStream | None = None
+
+    async def attempt(address: str, failed: trio.Event) -> None:
+        try:
+            connected.append(await trio.open_tcp_stream(address, port))
+        except OSError as error:
+            failures[address] = _first_cause(error)
+            failed.set()
+        else:
+            nursery.cancel_scope.cancel(reason="connected")
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed)
+                with trio.move_on_after(_HAPPY_EYEBALLS_SECONDS):
+                    await failed.wait()
+        if not connected:
+            raise failures[addresses[0]]
+        chosen = connected[0]
+        return chosen
+    finally:
+        for stream in connected:
+            if stream is not chosen:  # two answered in the same turn, or the deadline came
+                stream.socket.close()
 
 
 def _first_cause(error: OSError) -> OSError:

@@ -56,6 +56,59 @@ async def test_an_unknown_name_is_a_dns_error() -> None:
                 raise AssertionError("connected")
 
 
+class Resolver(trio.abc.HostnameResolver):
+    """Answers with these addresses; with none it keeps silent."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+
+    async def getaddrinfo(  # type: ignore[override]  # Trio's types allow every family
+        self, host: object, port: object, *hints: object
+    ) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, object]]]:
+        if not self.addresses:
+            await trio.sleep_forever()
+        inet, stream = socket.AF_INET, socket.SOCK_STREAM
+        return [(inet, stream, socket.IPPROTO_TCP, "", (address, port)) for address in self.addresses]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise AssertionError("nobody asks")
+
+
+@trio_test
+async def test_a_resolver_that_keeps_silent_is_a_dns_error() -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver())
+    settings = ChannelSettings(connect_seconds=0.1)
+    async with grpc.open_control_loop():
+        with pytest.raises(NotConnected) as caught:
+            async with grpc.open_channel(to(1, "istiod.silent"), TRUST, settings):
+                raise AssertionError("connected")
+
+    assert caught.value.source == "dns error: deadline has elapsed"
+
+
+@trio_test
+async def test_another_address_is_tried_when_the_first_refuses_or_keeps_silent(server_files: Path) -> None:
+    async with serving(server_files) as served:
+        port = served.port
+        with socket.socket() as full:
+            full.bind(("127.0.0.3", port))
+            full.listen(0)
+            waiting = [socket.socket() for _ in range(4)]
+            for one in waiting:
+                one.setblocking(False)
+                one.connect_ex(full.getsockname())
+            for first in ("127.0.0.2", "127.0.0.3"):
+                trio.socket.set_custom_hostname_resolver(Resolver(first, "127.0.0.1"))
+                async with grpc.open_channel(to(port, "localhost"), TRUST) as channel:
+                    assert await channel.call(ECHO, b"x", {}) == b"x"
+            for one in waiting:
+                one.close()
+        trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.2", "127.0.0.3"))
+        with pytest.raises(NotConnected, match="tcp connect error: Connection refused"):
+            async with grpc.open_channel(to(port, "localhost"), TRUST):
+                raise AssertionError("connected")
+
+
 @trio_test
 async def test_a_handshake_that_stalls_is_given_up() -> None:
     settings = ChannelSettings(handshake_seconds=0.2)
