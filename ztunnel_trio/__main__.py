@@ -102,7 +102,7 @@ def start(arguments: Sequence[str], environ: Mapping[str, str], began: float) ->
     """
     from ztunnel_trio.build_info import build_info
     from ztunnel_trio.config import load
-    from ztunnel_trio.config_document import config_text
+    from ztunnel_trio.config.document import config_text
     from ztunnel_trio.observe.log import get_logger
 
     config = load(environ, arguments=arguments)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ztunnel_trio import __version__
-from ztunnel_trio.config import UNKNOWN_VERSION, JsonValue
+from ztunnel_trio.config import JsonValue
+from ztunnel_trio.config.load import UNKNOWN_VERSION
 from ztunnel_trio.facts import env
 
 

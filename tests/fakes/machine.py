@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ztunnel_trio.config import LOOPBACK_IPV6_FILE, RESOLV_CONF, Config, load
+from ztunnel_trio.config import Config, load
+from ztunnel_trio.config.listeners import LOOPBACK_IPV6_FILE
+from ztunnel_trio.config.resolver import RESOLV_CONF
 
 
 @dataclass

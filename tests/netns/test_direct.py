@@ -24,7 +24,7 @@ import pytest
 import trio
 
 from tests.fakes.trio_test import trio_test
-from ztunnel_trio.config import MESH_FILE
+from ztunnel_trio.config.mesh_file import MESH_FILE
 from ztunnel_trio.facts.network import DNS_PORT, SOCKS5_PORT, STATS_PORT
 from ztunnel_trio.lab.apps import App, echo, run_app
 from ztunnel_trio.lab.hosts import Host, new_netns

@@ -5,8 +5,11 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ztunnel_trio.config import LOOPBACK_IPV6_FILE, MESH_FILE, RESOLV_CONF, load
-from ztunnel_trio.config_document import dump_config
+from ztunnel_trio.config import load
+from ztunnel_trio.config.document import dump_config
+from ztunnel_trio.config.listeners import LOOPBACK_IPV6_FILE
+from ztunnel_trio.config.mesh_file import MESH_FILE
+from ztunnel_trio.config.resolver import RESOLV_CONF
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.facts import env
 from ztunnel_trio.grammar import parse_cpus, parse_duration, parse_threads, parse_unsigned, parse_uri

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel_trio.config import MESH_FILE
+from ztunnel_trio.config.mesh_file import MESH_FILE
 from ztunnel_trio.early_signals import ENDING
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ TIERS = {
     "admin": 8,
     "lab": 9, "grammar": 9, "early_signals": 9,
     "config": 10,
-    "build_info": 11, "config_document": 11,
+    "build_info": 11,
     "assembly": 12,
     "app": 13,
     "cli": 13,

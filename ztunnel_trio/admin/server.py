@@ -11,13 +11,7 @@ from ztunnel_trio.admin.dump import ConfigDump
 from ztunnel_trio.admin.http import Handler, HttpServer, Request, Response, plain
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.net.listener import Listener
-from ztunnel_trio.observe.log import (
-    Filter,
-    current_filter,
-    get_logger,
-    set_filter,
-    startup_filter,
-)
+from ztunnel_trio.observe.log import Filter, current_filter, get_logger, set_filter, startup_filter
 from ztunnel_trio.supervise.readiness import Readiness
 
 log = get_logger("admin")

@@ -11,7 +11,8 @@ from tests.fakes.trio_test import trio_test
 from ztunnel_trio.admin.dump import ConfigDump, Whole
 from ztunnel_trio.admin.http import HttpServer, Request, Response
 from ztunnel_trio.admin.server import admin_server, choose_coding, readiness_server, stats_server
-from ztunnel_trio.observe.log import ALWAYS, configure, unconfigure
+from ztunnel_trio.observe.log import configure, unconfigure
+from ztunnel_trio.observe.log.filter import ALWAYS
 from ztunnel_trio.supervise.readiness import Readiness
 
 

@@ -1,15 +1,10 @@
-"""Every setting of the data path arrives where it takes effect."""
-
 import logging
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 from tests.fakes.machine import loaded
-from ztunnel_trio.assembly import check_readable, proxy_settings, socket_settings
-from ztunnel_trio.errors import ConfigError
-from ztunnel_trio.model.source import FromFile, Literal, SystemRoots
+from ztunnel_trio.assembly.proxies import proxy_settings
 
 
 def changed(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
@@ -57,36 +52,3 @@ def test_on_demand_discovery_reaches_the_data_path() -> None:
     environ = {"XDS_ON_DEMAND": "true", "ISTIO_META_DNS_CAPTURE": "false"}
 
     assert proxy_settings(loaded(environ)).on_demand
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "effect"),
-    [
-        ("KEEPALIVE_ENABLED", "false", {"keepalive": False}),
-        ("KEEPALIVE_TIME", "2m", {"keepalive_idle_seconds": 120}),
-        ("KEEPALIVE_TIME", "1500ms", {"keepalive_idle_seconds": 1}),
-        ("KEEPALIVE_INTERVAL", "5", {"keepalive_interval_seconds": 5}),
-        ("KEEPALIVE_RETRIES", "3", {"keepalive_probes": 3}),
-        ("USER_TIMEOUT_ENABLED", "true", {"user_timeout": True}),
-        ("IPV6_ENABLED", "false", {"ipv6": False}),
-    ],
-)
-def test_a_variable_changes_sockets(variable: str, value: str, effect: dict[str, object]) -> None:
-    before, after = (
-        asdict(socket_settings(loaded(environ), mark=1337, reuse_port=True))
-        for environ in ({}, {variable: value})
-    )
-
-    assert changed(before, after) == effect
-
-
-def test_a_mark_of_nothing_is_none() -> None:
-    assert socket_settings(loaded({}), mark=0, reuse_port=False).mark is None
-
-
-def test_a_root_file_must_be_readable_where_there_is_one(tmp_path: Path) -> None:
-    for fine in (SystemRoots(), Literal("anything"), FromFile("/dev/null")):
-        check_readable("CA_ROOT_CA", fine)
-
-    with pytest.raises(ConfigError, match=rf"^CA_ROOT_CA: {tmp_path}: Is a directory \(os error 21\)$"):
-        check_readable("CA_ROOT_CA", FromFile(str(tmp_path)))

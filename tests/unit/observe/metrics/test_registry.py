@@ -1,24 +1,8 @@
-import math
 import re
-import time
-from collections.abc import Callable, Iterator
 
-import pytest
-import trio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.fakes.trio_test import trio_test
-from ztunnel_trio.observe.metrics import (
-    DNS_LABELS,
-    SOURCE_LABELS,
-    TRAFFIC_LABELS,
-    Metrics,
-    Traffic,
-    count_descriptors,
-    escape_label,
-    float_text,
-    label_text,
-)
+from ztunnel_trio.observe.metrics import DNS_LABELS, SOURCE_LABELS, TRAFFIC_LABELS, Metrics, Traffic
 
 LABELS = tuple(f"v{number}" for number in range(len(TRAFFIC_LABELS) - 1))
 STABLE = {
@@ -51,14 +35,6 @@ def everything() -> Metrics:
     metrics.dns_upstream_failure(labels)
     metrics.dns_upstream_duration(labels, 0.002)
     return metrics
-
-
-def test_open_sockets_are_those_being_served() -> None:
-    metrics = Metrics()
-    assert "istio_tcp_sockets_open" not in metrics.render().decode()
-    with metrics.sockets_open("source"), metrics.sockets_open("source"):
-        assert '\nistio_tcp_sockets_open{reporter="source"} 2\n' in metrics.render().decode()
-    assert '\nistio_tcp_sockets_open{reporter="source"} 0\n' in metrics.render().decode()
 
 
 def families(text: str) -> list[str]:
@@ -168,73 +144,6 @@ def test_a_histogram_shows_le_first_and_its_sum_as_a_float() -> None:
     )
 
 
-def test_traffic_labels_keep_their_order_and_flags_their_place() -> None:
-    metrics = Metrics()
-
-    metrics.traffic.open(LABELS, Traffic()).finish(Traffic(), "DENY", 0)
-
-    (line,) = re.findall(
-        r"^istio_tcp_connections_closed_total\{(.*)\} 1$", metrics.render().decode(), re.MULTILINE
-    )
-    assert re.findall(r'(\w+)="', line) == list(TRAFFIC_LABELS)
-    assert 'response_flags="DENY"' in line
-
-
-def test_live_bytes_are_summed_when_read() -> None:
-    metrics = Metrics()
-    first, second = Traffic(), Traffic()
-    series = metrics.traffic.open(LABELS, first)
-    metrics.traffic.open(LABELS, second)
-    first.to_destination, first.to_source, second.to_source = 5, 1, 10
-    series.finish(first, "-", 0)
-    second.to_destination = 7
-
-    text = metrics.render().decode()
-
-    assert re.search(r"^istio_tcp_received_bytes_total\{.*\} 12$", text, re.MULTILINE)
-    assert re.search(r"^istio_tcp_sent_bytes_total\{.*\} 11$", text, re.MULTILINE)
-    assert re.search(r"^istio_tcp_connections_opened_total\{.*\} 2$", text, re.MULTILINE)
-    assert "istio_tcp_connections_failed" not in text
-
-
-def test_the_number_of_idle_series_is_bounded() -> None:
-    metrics = Metrics(clock=lambda: 0.0, most_series=3)
-    live = Traffic()
-    metrics.traffic.open(with_reporter("source", "live"), live)
-    for number in range(10):
-        traffic = Traffic()
-        metrics.traffic.open(with_reporter("source", f"w{number}"), traffic).finish(traffic, "-", 0)
-
-    text = metrics.render().decode()
-
-    assert len(metrics.traffic) == 3
-    assert 'source_workload="live"' in text
-    assert 'source_workload="w9"' in text
-    assert 'source_workload="w0"' not in text
-
-
-def test_series_in_use_are_never_dropped() -> None:
-    metrics = Metrics(most_series=2)
-    for number in range(5):
-        metrics.traffic.open(with_reporter("source", f"w{number}"), Traffic())
-
-    assert len(metrics.traffic) == 5
-
-
-def test_idle_series_expire() -> None:
-    now = [0.0]
-    metrics = Metrics(clock=lambda: now[0], idle_seconds=60)
-    traffic = Traffic()
-    metrics.traffic.open(with_reporter("source", "old"), traffic).finish(traffic, "-", 0)
-    metrics.traffic.open(with_reporter("source", "live"), Traffic())
-    now[0] = 61
-
-    text = metrics.render().decode()
-
-    assert 'source_workload="old"' not in text
-    assert 'source_workload="live"' in text
-
-
 def test_names_asked_for_by_strangers_are_bounded() -> None:
     metrics = Metrics(most_series=2)
     for number in (0, 1, 0, 2):
@@ -278,99 +187,3 @@ def test_the_manager_counts_its_proxies() -> None:
     assert "\nworkload_manager_pending_proxy_count 2\n" in text
     assert "\nworkload_manager_proxies_started_total 1\n" in text
     assert "\nworkload_manager_proxies_stopped_total 1\n" in text
-
-
-@trio_test
-async def test_the_loop_is_shown_as_one_worker() -> None:
-    metrics = Metrics()
-    assert "tokio_worker_park_count" not in metrics.render().decode()
-    metrics.watch_loop()
-    with trio.fail_after(5):
-        while 'park_count_total{worker="0"} 0' in metrics.render().decode():  # noqa: ASYNC110  it counts turns
-            await trio.sleep(0.002)  # one that waits, unless the machine is so busy that it is late already
-
-    text = metrics.render().decode()
-
-    assert families(text)[2:8] == [
-        "tokio_num_workers",
-        "tokio_global_queue_depth",
-        "tokio_num_alive_tasks",
-        "tokio_worker_total_busy_duration_seconds",
-        "tokio_worker_park_count",
-        "tokio_worker_park_unpark_count",
-    ]
-    assert "\ntokio_num_workers 1\n" in text
-    assert re.search(r'^tokio_worker_park_count_total\{worker="0"\} [1-9]\d*$', text, re.MULTILINE)
-    assert re.search(
-        r'^tokio_worker_total_busy_duration_seconds_total\{worker="0"\} \d+\.\d+$', text, re.MULTILINE
-    )
-
-
-@trio_test
-async def test_turns_in_which_the_loop_let_nobody_in_are_counted_by_length() -> None:
-    metrics = Metrics()
-    metrics.watch_loop()
-    await trio.sleep(0.002)
-    time.sleep(0.06)  # noqa: ASYNC251  the hold itself
-    await trio.sleep(0.002)
-
-    text = metrics.render().decode()
-
-    counts = {
-        match[1]: int(match[2])
-        for match in re.finditer(r'^event_loop_hold_seconds_bucket\{le="(.+)"\} (\d+)$', text, re.MULTILINE)
-    }
-    total = int(re.search(r"^event_loop_hold_seconds_count (\d+)$", text, re.MULTILINE)[1])  # type: ignore[index]
-    assert counts["0.05"] == total - 1
-    assert counts["0.25"] == counts["+Inf"] == total
-    assert list(counts.values()) == sorted(counts.values())
-    assert float(re.search(r"^event_loop_hold_seconds_sum (.+)$", text, re.MULTILINE)[1]) > 0.06  # type: ignore[index]
-
-
-@trio_test
-async def test_who_stands_before_the_loops_wait_tells_of_it() -> None:
-    metrics = Metrics()
-    tellers: list[Callable[[float, float], None]] = []
-
-    def tell(worked: Callable[[float, float], None]) -> bool:
-        tellers.append(worked)
-        return True
-
-    metrics.watch_loop(tell)
-    await trio.sleep(0.001)
-    tellers[0](0.3, 0.0)
-    tellers[0](0.0001, 1.0)
-
-    text = metrics.render().decode()
-
-    assert '\ntokio_worker_park_count_total{worker="0"} 1\n' in text
-    assert '\ntokio_worker_park_unpark_count_total{worker="0"} 2\n' in text
-    assert "\nevent_loop_hold_seconds_count 2\n" in text
-    assert '\nevent_loop_hold_seconds_bucket{le="0.25"} 1\n' in text
-
-
-@pytest.fixture
-def open_file() -> Iterator[None]:
-    with open("/dev/null"):
-        yield
-
-
-def test_descriptors_are_counted(open_file: None) -> None:
-    before = count_descriptors()
-    with open("/dev/null"):
-        assert count_descriptors() == before + 1
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [("a", "a"), ('say "hi"', 'say \\"hi\\"'), ("a\\b", "a\\\\b"), ("a\nb", "a\\nb")]
-)
-def test_label_values_are_escaped(value: str, text: str) -> None:
-    assert escape_label(value) == text
-    assert label_text([("l", value)]) == f'{{l="{text}"}}'
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(1.0, "1.0"), (0.25, "0.25"), (1e-7, "0.000000100"), (math.pi, "3.141592653589793")]
-)
-def test_floats_always_show_a_point(value: float, text: str) -> None:
-    assert float_text(value) == text

@@ -1,12 +1,9 @@
 import yaml
 
 from tests.fakes.machine import loaded
-from ztunnel_trio.config import (
-    RESOLV_CONF,
-    Config,
-    JsonValue,
-)
-from ztunnel_trio.config_document import config_text, dump_config
+from ztunnel_trio.config import Config, JsonValue
+from ztunnel_trio.config.document import config_text, dump_config
+from ztunnel_trio.config.resolver import RESOLV_CONF
 
 GOLDEN: dict[str, JsonValue] = {
     "adminAddr": {"Localhost": [True, 15000]},

@@ -1,0 +1,71 @@
+import re
+
+from tests.unit.observe.metrics.test_registry import LABELS, with_reporter
+from ztunnel_trio.observe.metrics import TRAFFIC_LABELS, Metrics, Traffic
+
+
+def test_traffic_labels_keep_their_order_and_flags_their_place() -> None:
+    metrics = Metrics()
+
+    metrics.traffic.open(LABELS, Traffic()).finish(Traffic(), "DENY", 0)
+
+    (line,) = re.findall(
+        r"^istio_tcp_connections_closed_total\{(.*)\} 1$", metrics.render().decode(), re.MULTILINE
+    )
+    assert re.findall(r'(\w+)="', line) == list(TRAFFIC_LABELS)
+    assert 'response_flags="DENY"' in line
+
+
+def test_live_bytes_are_summed_when_read() -> None:
+    metrics = Metrics()
+    first, second = Traffic(), Traffic()
+    series = metrics.traffic.open(LABELS, first)
+    metrics.traffic.open(LABELS, second)
+    first.to_destination, first.to_source, second.to_source = 5, 1, 10
+    series.finish(first, "-", 0)
+    second.to_destination = 7
+
+    text = metrics.render().decode()
+
+    assert re.search(r"^istio_tcp_received_bytes_total\{.*\} 12$", text, re.MULTILINE)
+    assert re.search(r"^istio_tcp_sent_bytes_total\{.*\} 11$", text, re.MULTILINE)
+    assert re.search(r"^istio_tcp_connections_opened_total\{.*\} 2$", text, re.MULTILINE)
+    assert "istio_tcp_connections_failed" not in text
+
+
+def test_the_number_of_idle_series_is_bounded() -> None:
+    metrics = Metrics(clock=lambda: 0.0, most_series=3)
+    live = Traffic()
+    metrics.traffic.open(with_reporter("source", "live"), live)
+    for number in range(10):
+        traffic = Traffic()
+        metrics.traffic.open(with_reporter("source", f"w{number}"), traffic).finish(traffic, "-", 0)
+
+    text = metrics.render().decode()
+
+    assert len(metrics.traffic) == 3
+    assert 'source_workload="live"' in text
+    assert 'source_workload="w9"' in text
+    assert 'source_workload="w0"' not in text
+
+
+def test_series_in_use_are_never_dropped() -> None:
+    metrics = Metrics(most_series=2)
+    for number in range(5):
+        metrics.traffic.open(with_reporter("source", f"w{number}"), Traffic())
+
+    assert len(metrics.traffic) == 5
+
+
+def test_idle_series_expire() -> None:
+    now = [0.0]
+    metrics = Metrics(clock=lambda: now[0], idle_seconds=60)
+    traffic = Traffic()
+    metrics.traffic.open(with_reporter("source", "old"), traffic).finish(traffic, "-", 0)
+    metrics.traffic.open(with_reporter("source", "live"), Traffic())
+    now[0] = 61
+
+    text = metrics.render().decode()
+
+    assert 'source_workload="old"' not in text
+    assert 'source_workload="live"' in text

@@ -1,0 +1,48 @@
+"""What the process is made of."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from ztunnel_trio.admin.http import HttpServer
+from ztunnel_trio.certs.crl import CrlKeeper
+from ztunnel_trio.certs.keeper import Keeper
+from ztunnel_trio.config import Config
+from ztunnel_trio.control.ads_client import AdsClient
+from ztunnel_trio.control.live_mesh import LiveMesh
+from ztunnel_trio.control.local_mesh import LocalMesh
+from ztunnel_trio.dns.forward import Budget
+from ztunnel_trio.net.engine import Engine
+from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.observe.metrics import Metrics
+from ztunnel_trio.proxy.workload_proxies import WorkloadProxies
+from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.supervise.readiness import Gate, Readiness
+
+DNS_IN_FLIGHT: Final = 4096  # sixteen pods at their own limit; a query holds up to a socket a server
+
+
+@dataclass(slots=True, eq=False)
+class Parts:
+    """What the process is made of, built before anything runs."""
+
+    config: Config
+    rng: random.Random
+    drain: Drain
+    readiness: Readiness
+    gates: Mapping[str, Gate]  # of what is switched on; all there before anybody can ask
+    metrics: Metrics
+    live: LiveMesh
+    engine: Engine
+    contexts: TlsContexts
+    keeper: Keeper
+    ads: AdsClient | None
+    local_mesh: LocalMesh | None
+    crl: CrlKeeper | None
+    mesh_arrived: trio.Event
+    servers: list[HttpServer]
+    workload_proxies: WorkloadProxies | None = None  # once its nursery is open
+    queries: Budget = field(default_factory=lambda: Budget(DNS_IN_FLIGHT))  # forwarded, of all pods together
