@@ -12,7 +12,7 @@ from typing import Final
 
 from ztunnel_trio.decide.known import Known, NeedAddress
 from ztunnel_trio.decide.waypoint import find_destination
-from ztunnel_trio.errors import PeerBrokeProtocol, Reason, Refusal
+from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import (
     HboneTarget,
@@ -21,6 +21,7 @@ from ztunnel_trio.model.address import (
     SocketAddress,
     parse_hbone_target,
 )
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import AppTunnelProtocol, Workload, WorkloadInfo
 

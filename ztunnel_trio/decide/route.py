@@ -20,11 +20,12 @@ from ztunnel_trio.decide.waypoint import (
     find_gateway,
     service_waypoint,
 )
-from ztunnel_trio.errors import PeerBrokeProtocol, Reason, Refusal
+from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.facts.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import HboneTarget, HostPort, IPAddress, NetworkAddress, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.service import LoadBalancingMode, Service
 from ztunnel_trio.model.workload import GatewayAddress, InboundProtocol, OutboundProtocol, Workload
 

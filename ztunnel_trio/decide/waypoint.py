@@ -9,9 +9,9 @@ from enum import Enum
 
 from ztunnel_trio.decide.balance import Chosen, choose, find_upstream
 from ztunnel_trio.decide.known import Chance, Known, NeedAddress, Question
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import IPAddress, NamespacedHostname, NetworkAddress
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import GatewayAddress, Workload
 

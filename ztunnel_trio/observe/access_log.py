@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.model.address import HboneTarget, SocketAddress
 from ztunnel_trio.model.baggage import Baggage
 from ztunnel_trio.model.connection import Direction
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import NOWHERE, Workload
 from ztunnel_trio.observe import log

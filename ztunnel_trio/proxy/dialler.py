@@ -9,9 +9,10 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.errors import Reason, Refusal, Refused, Unavailable
+from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.net.sockets import SocketFactory

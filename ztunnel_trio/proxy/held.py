@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import trio
 
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.model.address import IPAddress, SocketAddress
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.net.pair import Pair
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.access_log import ConnectionRecord

@@ -14,11 +14,12 @@ import trio
 
 from ztunnel_trio.decide.admit import Admission, InboundRequest, NeedAddress, admit, guess_service
 from ztunnel_trio.decide.authorize import Rejection
-from ztunnel_trio.errors import Reason, Refusal, Refused, Unavailable
+from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.address import IPAddress, NetworkAddress, SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.connection import Direction, InboundConnection
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
 from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.net.listener import local_address

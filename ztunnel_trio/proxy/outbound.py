@@ -22,11 +22,11 @@ from ztunnel_trio.decide.route import (
     Route,
     route,
 )
-from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.baggage import Baggage
 from ztunnel_trio.model.connection import Direction
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.model.workload import OutboundProtocol, Workload, WorkloadInfo
 from ztunnel_trio.net.failures import DEADLINE_TEXT, io_text
 from ztunnel_trio.net.listener import local_address, original_destination

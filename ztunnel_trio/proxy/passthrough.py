@@ -8,9 +8,9 @@ import trio
 
 from ztunnel_trio.decide.admit import PlainAdmission, admit_plain
 from ztunnel_trio.decide.authorize import Rejection
-from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.connection import Direction, InboundConnection
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.failures import io_text
 from ztunnel_trio.net.listener import original_destination

@@ -15,9 +15,9 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import HboneTarget, IPAddress, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.net.tls import TlsPeer
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel

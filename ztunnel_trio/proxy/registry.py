@@ -12,9 +12,9 @@ from typing import Final, Protocol
 import trio
 
 from ztunnel_trio.control.live_mesh import LiveMesh
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.connection import InboundConnection
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.workload import OutboundProtocol, Workload, WorkloadInfo
 from ztunnel_trio.observe.log import get_logger
 

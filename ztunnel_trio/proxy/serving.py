@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.observe.log import get_logger
 
 log = get_logger("proxy")

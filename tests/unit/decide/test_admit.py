@@ -17,9 +17,9 @@ from ztunnel_trio.decide.admit import (
     guess_service,
 )
 from ztunnel_trio.decide.route import ILLEGAL_PORTS
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import HostPort, NamespacedHostname, NetworkAddress, SocketAddress
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.service import Service, Visibility, WeightedWaypoint
 from ztunnel_trio.model.workload import (
     ApplicationTunnel,

@@ -20,10 +20,10 @@ from ztunnel_trio.decide.route import (
     calls_itself,
     route,
 )
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import HostPort, NamespacedHostname, NetworkAddress, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.service import (
     HealthPolicy,
     IPFamilies,

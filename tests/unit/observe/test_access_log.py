@@ -6,11 +6,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.model.address import HostPort, SocketAddress
 from ztunnel_trio.model.baggage import Baggage
 from ztunnel_trio.model.connection import Direction
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import Locality, Workload
 from ztunnel_trio.observe.access_log import (

@@ -14,9 +14,9 @@ from tests.fakes.gateway import GATEWAY, ending_inner, open_gateway
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import until
 from tests.fakes.world import SERVER, SOURCE, World, patient_clock, world
-from ztunnel_trio.errors import Reason, Refused
 from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.model.address import HostPort, SocketAddress
+from ztunnel_trio.model.refusal import Reason, Refused
 from ztunnel_trio.net.tls import TlsContexts, TlsMisconfigured
 from ztunnel_trio.observe.metrics import Reporter
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel

@@ -9,9 +9,9 @@ from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tcp_pair
 from tests.fakes.world import SERVER, SOURCE, World, at, world
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.connection import Direction, InboundConnection
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.net.relay import SocketEnd, pair_of
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.observe.access_log import ConnectionFacts

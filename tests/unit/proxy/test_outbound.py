@@ -22,9 +22,9 @@ from tests.fakes.gateway import (
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, tcp_pair, until
 from tests.fakes.world import PLAIN, SERVER, SOURCE, World, at, deny_all, patient_clock, world
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.lab.hbone import Serve
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.net.engine import Engine

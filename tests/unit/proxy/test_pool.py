@@ -11,9 +11,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tls_pair, until
-from ztunnel_trio.errors import Reason, Refusal, Refused
 from ztunnel_trio.model.address import HostPort, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.tls import TlsPeer
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel

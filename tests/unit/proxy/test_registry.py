@@ -9,11 +9,11 @@ from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from tests.fakes.world import SERVER, SOURCE, at, captured, deny_all, world
 from ztunnel_trio.control.live_mesh import LiveMesh
-from ztunnel_trio.errors import Reason, Refusal
 from ztunnel_trio.mesh.decode import PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.policy import PolicyScope
+from ztunnel_trio.model.refusal import Reason, Refusal
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry

@@ -3,7 +3,7 @@ import trio
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tcp_pair
 from tests.fakes.world import at, captured
-from ztunnel_trio.errors import Reason, Refusal, Refused
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.proxy.serving import contained, ended_by, serve_one
 
 PEER = at("127.0.0.2:1")
