@@ -3,7 +3,8 @@
 | Code | When                                                                          |
 |------|-------------------------------------------------------------------------------|
 | 0    | drained; `version`, `help`                                                    |
-| 1    | wrong configuration, a start that failed, an unknown command                  |
+| 1    | wrong configuration, a start that failed, an unknown command, a library that  |
+|      | is of no version this can run on                                              |
 | 101  | what cannot be read or honoured at all: `RUST_LOG`, resolv.conf, `pqc`, no CA |
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, TextIO
 
 from ztunnel_trio.early_signals import leave_on_signals
-from ztunnel_trio.errors import ConfigError, ZtunnelError
+from ztunnel_trio.errors import ConfigError, Unusable, ZtunnelError
 
 COMMANDS: Final = {
     "demo": "build a small mesh here and run calls through it",
@@ -40,13 +41,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_help(sys.stdout)
             return 0
         case [name] if name in COMMANDS:
-            from ztunnel_trio import cli
-
-            return cli.main(arguments)
+            return command(arguments)
         case unknown:
             sys.stderr.write(f"unknown command: {unknown[0]}\n")
             write_help(sys.stdout)
             return FAILED
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run what a person typed."""
+    failures: list[BaseException] = []
+    try:
+        from ztunnel_trio import requirements
+
+        requirements.check()
+        from ztunnel_trio import cli
+
+        return cli.main(arguments)
+    except* Unusable as group:
+        failures = leaves(group)
+    return fail(failures)
 
 
 def build_line() -> str:
@@ -100,6 +114,9 @@ def start(arguments: Sequence[str], environ: Mapping[str, str], began: float) ->
     Raises:
         ConfigError, OSError, ZtunnelError or a group of them: the start failed.
     """
+    from ztunnel_trio import requirements
+
+    requirements.check()
     from ztunnel_trio.build_info import build_info
     from ztunnel_trio.config import load
     from ztunnel_trio.config.document import config_text

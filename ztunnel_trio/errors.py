@@ -5,6 +5,7 @@
 | `ConfigError`       | the operator's input is wrong           | exit 1 with the variable and value |
 | `PeerBrokeProtocol` | they sent what the spec forbids         | answer with the code, close that peer |
 | `WeBrokeProtocol`   | our bug against a core                  | crash the task, loud              |
+| `Unusable`          | what we run on is not what we can run on | exit 1 with its name and version |
 | `Unavailable`       | something we need is not there yet      | retry or refuse                   |
 | `model.refusal.Refused` | a decision's refusal leaving the pure world | access log, status        |
 
@@ -30,6 +31,10 @@ class PeerBrokeProtocol(ZtunnelError):
 
 class WeBrokeProtocol(ZtunnelError):
     """A caller used a core against its rules: a bug of ours."""
+
+
+class Unusable(ZtunnelError):
+    """A library, or the interpreter, is none we can run on; the text names it and its version."""
 
 
 class Unavailable(ZtunnelError):

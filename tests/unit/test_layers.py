@@ -20,7 +20,7 @@ TIERS = {
     "proxy": 6, "dns": 6,
     "inpod": 7,
     "admin": 8,
-    "lab": 9, "grammar": 9, "early_signals": 9,
+    "lab": 9, "grammar": 9, "early_signals": 9, "requirements": 9,
     "config": 10,
     "build_info": 11,
     "assembly": 12,

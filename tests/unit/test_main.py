@@ -115,3 +115,31 @@ def test_the_commands_people_type_are_not_loaded_for_the_proxy() -> None:
     )
 
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["proxy"], ["demo"]])
+def test_a_library_that_cannot_be_used_ends_the_start_with_one_line(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    metadata = tmp_path / "grpclib-0.4.8.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: grpclib\nVersion: 0.4.8\n")
+
+    done = run(arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+
+    assert done.returncode == 1
+    assert done.stderr == "Error: grpclib 0.4.8 cannot be used, it must be ==0.4.9\n"
+
+
+@pytest.mark.parametrize("arguments", [["proxy"], ["demo"]])
+def test_a_second_event_loop_that_cannot_be_loaded_ends_the_start_with_one_line(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    tmp_path.joinpath("trio_asyncio.py").write_text("import asyncio; asyncio.policies_of_old\n")
+
+    done = run(arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: cannot load trio-asyncio ")
+    assert "policies_of_old" in line

@@ -24,6 +24,7 @@ sleep, so whoever does that calls `wake`.
 import logging
 import os
 import select
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -344,9 +345,8 @@ class _InFront:
 
 def _find_runner() -> _Runner | None:
     """The running Trio; None where its insides are not as we know them, with the reason in the log."""
-    from trio._core import _run
-
-    runner: _Runner | None = getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
+    insides = sys.modules.get("trio._core._run")
+    runner: _Runner | None = getattr(getattr(insides, "GLOBAL_RUN_CONTEXT", None), "runner", None)
     manager = getattr(runner, "io_manager", None)
     epoll = getattr(manager, "_epoll", None)
     is_known = (
@@ -356,7 +356,7 @@ def _find_runner() -> _Runner | None:
         and all(callable(getattr(manager, name, None)) for name in _USED)
     )
     if not is_known:
-        log.info("no way into the wait of this trio: the engine runs as a task")
+        log.warning("no way into the wait of Trio %s: the engine runs as a task, slower", trio.__version__)
         return None
     return runner
 

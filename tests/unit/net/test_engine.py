@@ -1,5 +1,6 @@
 import os
 import select
+import sys
 import time
 
 import pytest
@@ -185,8 +186,10 @@ def test_a_jumping_clock_still_jumps(in_front: bool, threshold: float) -> None:
 
 
 @trio_test
-async def test_without_trios_epoll_the_engine_runs_as_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_find_runner", lambda: None)
+async def test_where_trios_insides_have_moved_the_engine_runs_as_a_task(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delitem(sys.modules, "trio._core._run")
     engine = Engine()
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
@@ -196,6 +199,10 @@ async def test_without_trios_epoll_the_engine_runs_as_a_task(monkeypatch: pytest
             await pipe.arrived.wait()
         pipe.close()
         nursery.cancel_scope.cancel()
+
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"no way into the wait of Trio {trio.__version__}: the engine runs as a task, slower")
+    ]
 
 
 @trio_test

@@ -1,15 +1,24 @@
-"""The asyncio loop inside Trio: its life, and the way across."""
+"""The asyncio loop inside Trio: its life, and the way across.
+
+asyncio finds the current task by the thread's running loop, which an implementation of loops has to name.
+trio-asyncio does not: it replaces asyncio's functions instead, which leaves out who took one before, as
+grpclib may have, and since CPython 3.12 asyncio's own parts in C. `open_control_loop` names it; a thread has
+one.
+"""
 
 import asyncio  # noqa: TID251  this room is the fence
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeVar
 
 import trio
-import trio_asyncio
+from grpclib.utils import Wrapper
+
+from ztunnel_trio.control.grpc.bridge import trio_asyncio, versions
+from ztunnel_trio.errors import Unusable
 
 T = TypeVar("T")
 log = logging.getLogger("ztunnel::control::grpc")
@@ -20,14 +29,43 @@ _TURNS_TO_CLOSE: Final = 10  # of the loop: TLS aborts TCP, which calls its prot
 
 @asynccontextmanager
 async def open_control_loop() -> AsyncGenerator[None, None]:
-    """Run the body, and every task started below it, where channels and servers can be opened."""
-    async with trio_asyncio.open_loop() as loop:
-        loop.set_exception_handler(_note_loop_error)
-        try:
-            yield
-        finally:
-            with trio.move_on_after(CLOSE_SECONDS, shield=True):
-                await from_asyncio(_wind_up)
+    """Run the body, and every task started below it, where channels and servers can be opened.
+
+    Raises:
+        Unusable: this trio-asyncio, grpclib and CPython do not work together.
+    """
+    with _running_loop() as tell:
+        async with trio_asyncio.open_loop() as loop:
+            tell(loop)
+            loop.set_exception_handler(_note_loop_error)
+            await _prove()
+            try:
+                yield
+            finally:
+                with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                    await from_asyncio(_wind_up)
+
+
+@contextmanager
+def _running_loop() -> Generator[Callable[[asyncio.AbstractEventLoop], None], None, None]:
+    """Give the body the function that names this thread's running loop; afterwards it has none."""
+    try:
+        yield asyncio._set_running_loop
+    finally:
+        asyncio._set_running_loop(None)
+
+
+async def _prove() -> None:
+    """See that a step is a task to asyncio and to grpclib, before anything depends on it."""
+
+    async def step() -> None:
+        with Wrapper():
+            await asyncio.sleep(0)
+
+    try:
+        await from_asyncio(step)
+    except (RuntimeError, AssertionError) as error:
+        raise Unusable(f"{versions()}: a call of grpclib's is no task of the event loop: {error}") from error
 
 
 async def from_asyncio(step: Callable[[], Awaitable[T]]) -> T:

@@ -14,11 +14,11 @@ from typing import NoReturn, Protocol
 import grpclib.const
 import grpclib.server
 import trio
-import trio_asyncio
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 
+from ztunnel_trio.control.grpc.bridge import trio_asyncio
 from ztunnel_trio.control.grpc.errors import BadStatus
 from ztunnel_trio.control.grpc.loop import CLOSE_SECONDS, abandon, from_asyncio
 from ztunnel_trio.control.grpc.protocol import RAW, TolerantProtocol, open_transport
