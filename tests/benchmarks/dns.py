@@ -33,7 +33,6 @@ import dns.message
 import trio
 
 from tests.fakes.dns_mesh import CLIENT, kubernetes, mesh_of
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.dns.forward import Forwarder
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.dns.server import DnsServer, DnsSettings, bind
@@ -41,6 +40,7 @@ from ztunnel_trio.lab import resources
 from ztunnel_trio.lab.hosts import Host
 from ztunnel_trio.lab.mesh import LabSettings, open_lab
 from ztunnel_trio.lab.privilege import missing_capabilities
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.observe.metrics import Metrics

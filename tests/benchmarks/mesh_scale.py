@@ -14,11 +14,13 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from ztunnel_trio.decide.balance import choose
-from ztunnel_trio.mesh.decode import AddressEntry, prepare_address, read_workloads
+from ztunnel_trio.mesh.entries import AddressEntry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.pb import workload_pb2, xds_pb2
-from ztunnel_trio.wire.delta_response import parse_resource, resources_in
+from ztunnel_trio.wire.delta_response import Resource, read_resources
+from ztunnel_trio.wire.rejection import RejectedResource
+from ztunnel_trio.xds.address import read_address, read_workloads
 
 NODES = 1000
 NAMESPACES = 200
@@ -91,8 +93,9 @@ def decoded(group: bytes) -> list[AddressEntry]:
     workloads = read_workloads(group)
     if workloads:
         return [workload.entry for workload in workloads]
-    found = [parse_resource(encoded) for encoded in resources_in(group)]
-    return [prepare_address(one.name, one.value or b"") for one in found]
+    found = [one for one in read_resources(group) if isinstance(one, Resource)]
+    entries = [read_address(one.name, one.value or b"") for one in found]
+    return [entry for entry in entries if not isinstance(entry, RejectedResource)]
 
 
 def load(mesh: Mesh, groups: list[bytes]) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 
-from ztunnel_trio.mesh.decode import ServiceEntry, workload_entry
+from ztunnel_trio.mesh.entries import ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NetworkAddress
 from ztunnel_trio.model.service import IPFamilies, Service, Visibility

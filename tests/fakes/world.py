@@ -15,11 +15,11 @@ import trio.testing
 
 from tests.fakes.pki import FAR_AWAY, LONG_AGO, Authority
 from tests.fakes.tunnels import App, tcp_pair
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.decide.known import HostAnswer
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.facts.network import HBONE_PORT
-from ztunnel_trio.mesh.decode import PolicyEntry, ServiceEntry, workload_entry
+from ztunnel_trio.live_mesh import LiveMesh
+from ztunnel_trio.mesh.entries import PolicyEntry, ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate, parse_chain

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
-from ztunnel_trio.wire.delta_response import Response, ResponseSplitter, parse_resource, resources_in
+from ztunnel_trio.wire.delta_response import Resource, Response, ResponseSplitter, read_resources
+from ztunnel_trio.wire.rejection import RejectedResource
 
 names = st.text(max_size=20)
 resources = st.builds(
@@ -39,12 +40,21 @@ def split(data: bytes, cuts: list[int]) -> Response:
     return splitter.finish()
 
 
-def taken(response: Response) -> list[bytes]:
+def taken(response: Response) -> list[Resource | RejectedResource]:
     """Its resources."""
-    found: list[bytes] = []
+    found: list[Resource | RejectedResource] = []
     while response.resources:
-        found += resources_in(response.resources.take())
+        found += read_resources(response.resources.take())
     return found
+
+
+def as_read(message: xds_pb2.Resource) -> Resource:
+    return Resource(
+        message.name,
+        message.version,
+        tuple(message.aliases),
+        message.resource.value if message.HasField("resource") else None,
+    )
 
 
 @settings(max_examples=100)
@@ -59,14 +69,14 @@ def test_every_response_is_read_as_protobuf_reads_it(
     assert response.nonce == message.nonce
     assert response.system_version_info == message.system_version_info
     assert response.removed == list(message.removed_resources)
-    assert [xds_pb2.Resource.FromString(one) for one in taken(response)] == list(message.resources)
+    assert taken(response) == [as_read(one) for one in message.resources]
 
 
 @settings(max_examples=200)
 @given(st.binary(max_size=80), st.lists(st.integers(min_value=0), max_size=4))
 def test_garbage_is_refused_or_read_but_never_anything_else(data: bytes, cuts: list[int]) -> None:
     try:
-        read = [parse_resource(one) for one in taken(split(data, cuts))]
+        read = taken(split(data, cuts))
     except PeerBrokeProtocol as error:
         assert str(error)
     else:
@@ -80,7 +90,7 @@ def test_cutting_never_changes_the_verdict(
 ) -> None:
     data = message.SerializeToString() + tail
 
-    def verdict(where: list[int]) -> list[bytes] | None:
+    def verdict(where: list[int]) -> list[Resource | RejectedResource] | None:
         try:
             return taken(split(data, where))
         except PeerBrokeProtocol:

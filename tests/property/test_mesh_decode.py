@@ -1,6 +1,6 @@
 """What decoding and the stores promise for any input.
 
-"A bad resource rejects itself only" (ztunnel src/xds.rs): any bytes are an entry or `PeerBrokeProtocol`.
+"A bad resource rejects itself only" (ztunnel src/xds.rs): any bytes are an entry or a `RejectedResource`.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.mesh.world import DATA, key, pod, service, workload_of
-from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol
-from ztunnel_trio.mesh.decode import (
-    AddressEntry,
-    ServiceEntry,
-    WorkloadEntry,
-    prepare_address,
-    prepare_policy,
-    read_workloads,
-    workload_entry,
-)
+from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.mesh.document import MeshDocument, read_local
+from ztunnel_trio.mesh.entries import AddressEntry, ServiceEntry, WorkloadEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.service import HealthPolicy, LoadBalancer, LoadBalancingMode
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.pb.xds_pb2 import DeltaDiscoveryResponse
+from ztunnel_trio.wire.rejection import RejectedResource
+from ztunnel_trio.xds.address import read_address, read_workloads
+from ztunnel_trio.xds.policy import read_policy
 
 
 def recorded(name: str) -> list[bytes]:
@@ -49,9 +44,9 @@ def damaged(draw: st.DrawFn, payloads: Sequence[bytes]) -> bytes:
 @given(st.binary(max_size=200) | damaged(ADDRESSES))
 @example(b"")
 def test_any_bytes_are_an_address_or_refused(payload: bytes) -> None:
-    try:
-        entry = prepare_address("any/name", payload)
-    except PeerBrokeProtocol:
+    entry = read_address("any/name", payload)
+    if isinstance(entry, RejectedResource):
+        assert entry.resource == "any/name"
         return
     mesh = Mesh()
     mesh.apply(Batch(addresses=[entry]))
@@ -62,7 +57,7 @@ def test_any_bytes_are_an_address_or_refused(payload: bytes) -> None:
         assert mesh.service(entry.service.key) == entry.service
 
 
-WORKLOADS = [payload for payload in ADDRESSES if isinstance(prepare_address("", payload), WorkloadEntry)]
+WORKLOADS = [payload for payload in ADDRESSES if isinstance(read_address("", payload), WorkloadEntry)]
 
 
 @settings(max_examples=300)
@@ -81,7 +76,7 @@ def test_the_short_way_reads_what_the_long_way_reads_or_nothing(payloads: list[b
     assert arrived or not all(payload in WORKLOADS for payload in payloads)
     for number, one in enumerate(arrived):
         assert (one.name, one.version) == (f"name {number}", f"v{number}")
-        assert one.entry == prepare_address(one.name, payloads[number])
+        assert one.entry == read_address(one.name, payloads[number])
         assert one.payload_bytes == len(payloads[number]) or payloads[number] not in WORKLOADS
     assert len(arrived) in (0, len(payloads))
 
@@ -95,11 +90,9 @@ def test_the_short_way_takes_any_bytes(group: bytes) -> None:
 @settings(max_examples=200)
 @given(st.binary(max_size=200) | damaged(POLICIES))
 def test_any_bytes_are_a_policy_or_refused(payload: bytes) -> None:
-    try:
-        entry = prepare_policy("any/name", payload)
-    except PeerBrokeProtocol:
-        return
-    assert entry.key == "any/name"
+    entry = read_policy("any/name", payload)
+
+    assert (entry.resource if isinstance(entry, RejectedResource) else entry.key) == "any/name"
 
 
 @settings(max_examples=200)

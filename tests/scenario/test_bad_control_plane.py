@@ -29,14 +29,14 @@ from tests.scenario.test_control_plane import (
     provider,
     workload,
 )
+from tests.unit.mesh.world import address_entry
 from ztunnel_trio.control import grpc
 from ztunnel_trio.control.ads_client import AdsClient, AdsSettings
 from ztunnel_trio.control.ca_client import CREATE_CERTIFICATE_PATH
 from ztunnel_trio.control.grpc import BadStatus, ChannelSettings, Served, ServerCall, Target
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.facts.grpc import GrpcCode
-from ztunnel_trio.mesh.decode import prepare_address
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import FromFile
@@ -89,7 +89,7 @@ async def synchronised(
     """A client whose mesh holds a workload already, against a server with that certificate."""
     world = World(Istiod(), LiveMesh(Mesh(local_node="node1")))
     known = workload("known", "10.1.1.1")
-    world.live.apply(Batch(addresses=[prepare_address(known.name, known.resource.value)]))
+    world.live.apply(Batch(addresses=[address_entry(known.name, known.resource.value)]))
     async with serving(place, {DELTA_PATH: world.istiod.serve}, certificate) as served:
         client = AdsClient(
             world.live,

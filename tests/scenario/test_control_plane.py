@@ -25,10 +25,10 @@ from ztunnel_trio.control.ads_client import AdsClient, AdsSettings
 from ztunnel_trio.control.ca_client import CREATE_CERTIFICATE_PATH, CaClient, CaSettings
 from ztunnel_trio.control.credentials import Caller
 from ztunnel_trio.control.grpc import BadStatus, Served, ServerCall, Target
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import NetworkAddress
 from ztunnel_trio.model.identity import SpiffeId

@@ -13,9 +13,9 @@ from ztunnel_trio.build_info import BuildInfo
 from ztunnel_trio.certs.crl import CrlKeeper
 from ztunnel_trio.certs.keeper import Keeper
 from ztunnel_trio.config import Config, ProxyMode
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.control.local_mesh import LocalMesh
 from ztunnel_trio.inpod.agent import GATE_NAME
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.tls import TlsContexts

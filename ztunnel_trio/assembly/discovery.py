@@ -7,8 +7,8 @@ from ztunnel_trio.assembly.control_plane import make_caller, make_target
 from ztunnel_trio.config import Config
 from ztunnel_trio.control.ads_client import AdsClient, AdsSettings
 from ztunnel_trio.control.grpc import ChannelSettings
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.control.local_mesh import LocalSource
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.wire.ads import NodeFacts
 

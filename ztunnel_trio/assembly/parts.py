@@ -12,9 +12,9 @@ from ztunnel_trio.certs.crl import CrlKeeper
 from ztunnel_trio.certs.keeper import Keeper
 from ztunnel_trio.config import Config
 from ztunnel_trio.control.ads_client import AdsClient
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.control.local_mesh import LocalMesh
 from ztunnel_trio.dns.forward import Budget
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics

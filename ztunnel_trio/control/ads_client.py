@@ -1,23 +1,19 @@
-"""The stream task: mesh state from istiod over delta xDS, applied in slices, answered, and asked for more.
+"""The stream task: mesh state from istiod over delta xDS, applied, answered, and asked for more.
 
 Theory of operation. `run()` makes one attempt after the other for the life of the process; `wire.ads` says
-what to send and how long to wait. A response is read in pieces, its resources are decoded and applied in
-slices (`supervise.pace`), and answered when the mesh has all of it. While a response is applied nothing more
-is read: flow control holds istiod back. The mesh outlives every stream.
-
-A large response stops the garbage collector while it is applied and freezes what it left: the mesh is
-acyclic, and collections over hundreds of thousands of objects would stop every connection.
+what to send and how long to wait. A response is read in pieces, applied (`control.apply`), and answered when
+the mesh has all of it. While a response is applied nothing more is read: flow control holds istiod back. The
+mesh outlives every stream.
 """
 
-import gc
 import logging
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
 
 import trio
 
+from ztunnel_trio.control.apply import Application, count_payload
 from ztunnel_trio.control.credentials import Caller, load_roots
 from ztunnel_trio.control.grpc import (
     DEFAULT_SETTINGS,
@@ -28,18 +24,9 @@ from ztunnel_trio.control.grpc import (
     Target,
     open_channel,
 )
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
-from ztunnel_trio.mesh.decode import (
-    AddressEntry,
-    ArrivedWorkload,
-    PolicyEntry,
-    prepare_address,
-    prepare_policy,
-    read_workloads,
-)
-from ztunnel_trio.mesh.mesh import Batch
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.model.source import RootSource
 from ztunnel_trio.observe.log import span
 from ztunnel_trio.supervise.pace import Pace, nothing_moves
@@ -48,24 +35,16 @@ from ztunnel_trio.wire.ads import (
     Arrived,
     Discovery,
     NodeFacts,
-    Rejection,
-    Rejections,
     Subscription,
 )
-from ztunnel_trio.wire.delta_response import Response, ResponseSplitter, parse_resource, resources_in
+from ztunnel_trio.wire.delta_response import Response, ResponseSplitter
+from ztunnel_trio.wire.rejection import Rejections
 from ztunnel_trio.wire.stream_end import CompleteEnd, OtherEnd, Retries, StatusEnd, StreamEnd
 
 log = logging.getLogger("ztunnel::xds::client")
 
 _SMALL_BYTES: Final = 64 * 1024  # a message that is read without a rest, lest many of them cannot keep up
 _SHORT_PIECE_BYTES: Final = 16 * 1024  # while something moves; decrypted, parsed and cut in 0.1 ms
-_DECODING: Final = 0.5  # of a slice; the rest is for applying
-_DECODING_SMALL: Final = 2.5  # the same where a response is small: they come one after the other
-_SMALL_RESPONSE: Final = 256  # resources
-_DECODE_FAILED: Final = "decode: "
-_NO_PAYLOAD: Final = "XDS payload without resource"
-_LARGE_RESPONSE: Final = 10_000  # resources; from here on the collector pauses
-_REMOVALS_AT_ONCE: Final = 32
 
 
 class XdsMetrics(Protocol):
@@ -95,45 +74,6 @@ class _Question:
 
     answered: trio.Event = field(default_factory=trio.Event)
     askers: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Slice:
-    """Resources that are decoded, and will be applied together."""
-
-    arrived: list[Arrived] = field(default_factory=list)
-    rejected: set[str] = field(default_factory=set)
-    addresses: list[AddressEntry] = field(default_factory=list)
-    policies: list[PolicyEntry] = field(default_factory=list)
-    received_bytes: int = 0
-
-    def add(self, workloads: list[ArrivedWorkload]) -> None:
-        """Take workloads that are decoded already."""
-        self.arrived += workloads
-        self.addresses += [workload.entry for workload in workloads]
-        self.received_bytes += sum([workload.payload_bytes for workload in workloads])
-
-    def decode(self, type_url: str, encoded: bytes, rejections: Rejections) -> None:
-        """Take one more resource, or note why not."""
-        try:
-            resource = parse_resource(encoded)
-        except PeerBrokeProtocol as error:
-            rejections.refuse(Rejection("", str(error)), is_unusable=True)
-            return
-        self.arrived.append(resource)
-        name, _, _, value = resource
-        try:
-            if value is None:
-                raise PeerBrokeProtocol(_NO_PAYLOAD)
-            self.received_bytes += len(value)
-            if type_url == ADDRESS_TYPE:
-                self.addresses.append(prepare_address(name, value))
-            else:
-                self.policies.append(prepare_policy(name, value))
-        except PeerBrokeProtocol as error:
-            text = str(error)
-            self.rejected.add(name)
-            rejections.refuse(Rejection(name, text), is_unusable=_is_unusable(text))
 
 
 class AdsClient:
@@ -169,6 +109,13 @@ class AdsClient:
         )
         self._attempts = 0
         self._pace = Pace(activity)
+        self._application = Application(
+            live,
+            self._core,
+            self._pace,
+            on_demand=self._settings.on_demand,
+            on_arrival=self._answer_unsent,
+        )
         self._questions: dict[str, _Question] = {}  # as many as connections wait for one, at most
         self._unsent: dict[str, None] = {}
         self._something_unsent = trio.Event()
@@ -281,12 +228,10 @@ class AdsClient:
         log.debug("received response", extra={"fields": {"type_url": response.type_url, **counts}})
         rejections = Rejections()
         if self._core.handles(response.type_url):
-            with collector_paused(response.resources.count):
-                received_bytes = await self._apply_resources(response, rejections)
-                await self._apply_removals(response)
+            received_bytes = await self._application.apply(response, rejections)
         else:
             log.error("unknown type: %s", response.type_url)
-            received_bytes = await self._pass_over(response)
+            received_bytes = await count_payload(response)
         self._metrics.xds_message(response.type_url, received_bytes)
         finished = self._core.finish(response, rejections)
         for name in finished.answered:
@@ -300,61 +245,10 @@ class AdsClient:
             self._on_ready()
         await stream.send(finished.request)
 
-    async def _apply_resources(self, response: Response, rejections: Rejections) -> int:
-        """Decode and apply resources in slices; returns how many bytes of payload there were."""
-        type_url, resources, pace = response.type_url, response.resources, self._pace
-        take_short_way = type_url == ADDRESS_TYPE and not self._settings.on_demand  # that reads no aliases
-        decoding = _DECODING_SMALL if resources.count <= _SMALL_RESPONSE else _DECODING
-        received_bytes = 0
-        while resources:
-            pace.begin(decoding)
-            some = _Slice()
-            while resources:
-                group = resources.take()
-                if take_short_way and (workloads := read_workloads(group)):
-                    some.add(workloads)
-                else:
-                    for encoded in resources_in(group):
-                        some.decode(type_url, encoded, rejections)
-                if pace.is_over:
-                    break
-            self._live.apply(Batch(addresses=some.addresses, policies=some.policies, last=False))
-            self._core.received(type_url, some.arrived, some.rejected)
-            if self._unsent:
-                self._answer_unsent(some.arrived)
-            received_bytes += some.received_bytes
-            await pace.rest()
-        return received_bytes
-
-    async def _apply_removals(self, response: Response) -> None:
-        """Remove what the response says and what it shows to be gone; the response is complete then."""
-        type_url = response.type_url
-        for start in range(0, len(response.removed), _REMOVALS_AT_ONCE):
-            await self._remove(type_url, response.removed[start : start + _REMOVALS_AT_ONCE])
-        for names in self._core.vanished(type_url):
-            await self._remove(type_url, names)
-        self._live.apply(Batch())
-
-    async def _remove(self, type_url: str, names: list[str]) -> None:
-        if type_url == ADDRESS_TYPE:
-            self._live.apply(Batch(removed_addresses=names, last=False))
-        else:
-            self._live.apply(Batch(removed_policies=names, last=False))
-        self._core.removed(type_url, names)
-        await self._pace.rest()
-
-    async def _pass_over(self, response: Response) -> int:
-        """Drop the resources of a type we never asked for; returns how many bytes of payload there were."""
-        received_bytes = 0
-        while response.resources:
-            for encoded in resources_in(response.resources.take()):
-                with suppress(PeerBrokeProtocol):
-                    received_bytes += len(parse_resource(encoded).value or b"")
-            await trio.lowlevel.checkpoint()
-        return received_bytes
-
-    def _answer_unsent(self, resources: list[Arrived]) -> None:
+    def _answer_unsent(self, resources: Sequence[Arrived]) -> None:
         """What came although the question was not sent yet needs no asking: istiod may answer it nothing."""
+        if not self._unsent:
+            return
         for one in resources:
             for found in (one.name, *one.aliases):
                 if found in self._unsent:
@@ -365,22 +259,3 @@ class AdsClient:
         if question is not None:
             self._unsent.pop(name, None)
             question.answered.set()
-
-
-def _is_unusable(reason: str) -> bool:
-    """Whether a resource did not even decode: a NACK names what the mesh refused before those."""
-    return reason.startswith((_DECODE_FAILED, _NO_PAYLOAD))
-
-
-@contextmanager
-def collector_paused(resources: int) -> Generator[None, None, None]:
-    """Keep the garbage collector out of a large load, and out of what it leaves (`gc.freeze`)."""
-    if resources < _LARGE_RESPONSE or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

@@ -14,9 +14,8 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.errors import ConfigError
-from ztunnel_trio.mesh.decode import AddressEntry, PolicyEntry, workload_entry
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.document import (
     Json,
     MeshDocument,
@@ -25,6 +24,7 @@ from ztunnel_trio.mesh.document import (
     read_local,
     service_document,
 )
+from ztunnel_trio.mesh.entries import AddressEntry, PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch
 from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.observe.log import get_logger

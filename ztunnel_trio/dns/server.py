@@ -94,7 +94,7 @@ class ClientMesh(NamedServices, Protocol):
 
 
 class LiveMesh(Protocol):
-    """The mesh that changes; `control.live_mesh.LiveMesh` is one."""
+    """The mesh that changes; `live_mesh.LiveMesh` is one."""
 
     @property
     def mesh(self) -> ClientMesh: ...

@@ -1,7 +1,7 @@
 """The mesh as istiod told it, in memory: three stores that change together.
 
-Theory of operation: resources are decoded and checked off to the side (`decode.prepare_address`,
-`prepare_policy`); `Mesh.apply` then changes the stores in one synchronous step, which leaves them
+Theory of operation: resources are decoded and checked off to the side, into entries (`mesh.entries`);
+`Mesh.apply` then changes the stores in one synchronous step, which leaves them
 consistent. A response may be applied in slices; only its last one says `last`. Lookups give values that
 never change; after a change they give others.
 """
@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ztunnel_trio.errors import PeerBrokeProtocol
-from ztunnel_trio.mesh.decode import NO_ENDPOINTS, AddressEntry, PolicyEntry, WorkloadEntry
+from ztunnel_trio.mesh.entries import NO_ENDPOINTS, AddressEntry, PolicyEntry, WorkloadEntry
 from ztunnel_trio.mesh.policies import Policies
 from ztunnel_trio.mesh.services import Endpoints, Services
 from ztunnel_trio.mesh.workloads import Removed, Sketch, Template, Workloads

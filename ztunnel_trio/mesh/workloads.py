@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from ztunnel_trio.mesh.decode import Place, Shared, WorkloadEntry, build_workload
+from ztunnel_trio.mesh.entries import NodeLocality, WorkloadEntry, WorkloadKind, build_workload
 from ztunnel_trio.mesh.keys import AddressKey, address_key, packed_key
 from ztunnel_trio.mesh.services import Backing, Shape
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
@@ -98,7 +98,7 @@ class Template:
         "wants_certificate",
     )
 
-    def __init__(self, shared: Shared, backing: Callable[[NamespacedHostname], Backing]) -> None:
+    def __init__(self, shared: WorkloadKind, backing: Callable[[NamespacedHostname], Backing]) -> None:
         prototype = shared.prototype
         hbone = prototype.protocol is InboundProtocol.HBONE
         self.prototype = prototype
@@ -117,7 +117,7 @@ class Sketch(NamedTuple):
     """What load balancing asks of a workload, without making the whole value."""
 
     prototype: Workload  # uid, name, addresses, node and locality are not its
-    place: Place
+    place: NodeLocality
     has_addresses: bool
 
 
@@ -135,7 +135,7 @@ class Workloads:
     built_at_most: int = WORKLOADS_BUILT
     _records: dict[str, bytes] = field(default_factory=dict)
     _templates: Numbered[bytes | Workload, Template] = field(default_factory=Numbered)
-    _places: Numbered[tuple[str, str, str, str], Place] = field(default_factory=Numbered)
+    _places: Numbered[tuple[str, str, str, str], NodeLocality] = field(default_factory=Numbered)
     _by_address: dict[str, dict[AddressKey, str | tuple[str, ...]]] = field(default_factory=dict)
     _by_hostname: dict[str, dict[str, None]] = field(default_factory=dict)
     _local: dict[Account, dict[str, None]] = field(default_factory=dict)
@@ -231,10 +231,10 @@ class Workloads:
                 backing.templates -= 1
         return Removed(template, place, is_local)
 
-    def _is_local(self, place: Place) -> bool:
+    def _is_local(self, place: NodeLocality) -> bool:
         return self.local_node is None or self.local_node == place.node
 
-    def _new_template(self, shared: Shared) -> Template:
+    def _new_template(self, shared: WorkloadKind) -> Template:
         template = Template(shared, self.backing)
         for backing, _ in template.backings:
             backing.templates += 1
@@ -331,7 +331,7 @@ class Removed(NamedTuple):
     """What a workload was that is gone, or came again (`is_same`: as it was)."""
 
     template: Template
-    place: Place
+    place: NodeLocality
     is_local: bool
     is_same: bool = False
 

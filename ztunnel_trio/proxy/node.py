@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.decide.known import HostAnswer
 from ztunnel_trio.decide.route import ILLEGAL_PORTS
 from ztunnel_trio.facts.network import HBONE_PORT
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.engine import Engine

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import trio
 
-from ztunnel_trio.control.live_mesh import LiveMesh
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.refusal import Reason, Refusal

@@ -20,12 +20,12 @@ from typing import Final, Protocol
 from ztunnel_trio.errors import WeBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
 from ztunnel_trio.wire.delta_response import Response
+from ztunnel_trio.wire.rejection import Rejections
 
 DELTA_PATH: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 REQUEST_LIMIT_BYTES: Final = 4 * 1024 * 1024 - 64 * 1024  # istiod takes 4 MiB (ISTIO_GPRC_MAXRECVMSGSIZE)
 _NAMES_AT_ONCE: Final = 256
 _LITTLE_ROOM: Final = 128  # bytes of a request that are not worth measuring every entry for
-_REJECTIONS_TOLD: Final = 1000
 _DOMAIN_OF_NODE_IDS: Final = "svc.cluster.local"  # literal, whatever the cluster's domain is
 
 JsonValue = None | bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
@@ -80,44 +80,6 @@ class Arrived(Protocol):
     def version(self) -> str: ...
     @property
     def aliases(self) -> tuple[str, ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A resource we could not take, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(slots=True, eq=False)
-class Rejections:
-    """Why resources of a response were not taken: the first thousand, and how many more.
-
-    `unusable` holds what did not decode, `refused` what the mesh would not take; a NACK names the latter
-    first.
-    """
-
-    refused: list[Rejection] = field(default_factory=list)
-    unusable: list[Rejection] = field(default_factory=list)
-    more: int = 0
-
-    def refuse(self, rejection: Rejection, *, is_unusable: bool) -> None:
-        """Note one more."""
-        if len(self.refused) + len(self.unusable) >= _REJECTIONS_TOLD:
-            self.more += 1
-        elif is_unusable:
-            self.unusable.append(rejection)
-        else:
-            self.refused.append(rejection)
-
-    @property
-    def text(self) -> str | None:
-        """The NACK's text; None when there are none."""
-        told = [f"{one.name}: {one.reason}" for one in (*self.refused, *self.unusable)]
-        if self.more:
-            told.append(f"and {self.more} more")
-        return "; ".join(told) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 Theory of operation. istiod sends the whole mesh in one message of tens of megabytes. `ResponseSplitter` cuts
 it into fields while it is read and joins nothing; the resources stay encoded, in blocks of memory, until
-somebody takes them, some at a time (`Resources.take`), to decode them together or one by one
-(`resources_in`, `parse_resource`).
+somebody takes them, a group at a time (`Resources.take`): a group is a response of its own, of a few
+resources, and is read as one (`read_resources`, or `xds.address.read_workloads` for workloads only).
 """
 
 from array import array
@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from ztunnel_trio.errors import PeerBrokeProtocol
-from ztunnel_trio.pb import xds_pb2
+from ztunnel_trio.wire.rejection import RejectedResource
+from ztunnel_trio.wire.shallow import Envelope, parse_envelopes
 
 MAX_RESOURCES: Final = 4_000_000  # of one response; ten times the largest mesh istiod is built for
 _MAX_VARINT_BYTES: Final = 10
@@ -40,7 +41,7 @@ class Resources:
         return bool(self._blocks)
 
     def take(self) -> bytes:
-        """The first few that are left, as fields of the response (`resources_in`); they are not kept.
+        """The first few that are left, as fields of the response (`read_resources`); they are not kept.
 
         Raises:
             IndexError: none is left.
@@ -271,29 +272,32 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     return 0, 0
 
 
-def resources_in(group: bytes) -> list[bytes]:
-    """The resources of some fields of a response, each still encoded."""
-    bounds: list[int] = []
-    ResponseSplitter(len(group))._cut(group, bounds)
-    pairs = zip(bounds[::2], bounds[1::2], strict=True)
-    return [group[_varint(group, begin + 1, end)[1] : end] for begin, end in pairs]
+def read_resources(group: bytes) -> list[Resource | RejectedResource]:
+    """The resources of some fields of a response; their payloads stay encoded.
 
-
-def parse_resource(encoded: bytes) -> Resource:
-    """Decode the envelope of one resource; its payload stays encoded.
-
-    Raises:
-        PeerBrokeProtocol: not a Resource.
+    An envelope that cannot be read rejects itself only.
     """
     try:
-        message = xds_pb2.Resource.FromString(encoded)
+        return [_resource(each) for each in parse_envelopes(group).resources]
     except DecodeError as error:
-        raise PeerBrokeProtocol(f"decode: {error}") from error
-    value = message.resource.value
-    aliases = message.aliases
+        fields = _fields_of(group)
+        if len(fields) == 1:
+            return [RejectedResource("", "", f"decode: {error}", is_undecodable=True)]
+        return [resource for each in fields for resource in read_resources(each)]
+
+
+def _fields_of(group: bytes) -> list[bytes]:
+    """The fields of a group one by one."""
+    bounds: list[int] = []
+    ResponseSplitter(len(group))._cut(group, bounds)
+    return [group[begin:end] for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
+
+
+def _resource(envelope: Envelope) -> Resource:
+    value, aliases = envelope.resource.value, envelope.aliases
     return Resource(
-        message.name,
-        message.version,
+        envelope.name,
+        envelope.version,
         tuple(aliases) if aliases else (),
-        value if value or message.HasField("resource") else None,
+        value if value or envelope.HasField("resource") else None,
     )

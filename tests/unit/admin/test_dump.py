@@ -23,8 +23,8 @@ from ztunnel_trio.admin.dump import (
     workload_state,
 )
 from ztunnel_trio.certs.keeper import CertificateState
-from ztunnel_trio.mesh.decode import PolicyEntry, workload_entry
 from ztunnel_trio.mesh.document import Json, read_local
+from ztunnel_trio.mesh.entries import PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate, load_certificate

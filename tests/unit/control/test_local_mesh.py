@@ -12,12 +12,12 @@ import trio
 
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.control.local_mesh import LocalMesh, LocalSource, static_document
 from ztunnel_trio.decide.balance import find_upstream
 from ztunnel_trio.errors import ConfigError
-from ztunnel_trio.mesh.decode import NO_ENDPOINTS, ServiceEntry
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.document import Json
+from ztunnel_trio.mesh.entries import NO_ENDPOINTS, ServiceEntry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.service import Service

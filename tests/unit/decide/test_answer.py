@@ -19,7 +19,7 @@ from ztunnel_trio.decide.answer import (
     with_wildcards,
     without_domain,
 )
-from ztunnel_trio.mesh.decode import ServiceEntry
+from ztunnel_trio.mesh.entries import ServiceEntry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.service import (
     Endpoint,

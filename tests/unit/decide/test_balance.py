@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.decide.world import mesh_of
 from ztunnel_trio.decide.balance import Chosen, choose, find_upstream, pick_address, target_port
-from ztunnel_trio.mesh.decode import ServiceEntry, workload_entry
+from ztunnel_trio.mesh.entries import ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.service import (

@@ -1,6 +1,6 @@
 """A mesh from a handful of workloads and services."""
 
-from ztunnel_trio.mesh.decode import AddressEntry, ServiceEntry, workload_entry
+from ztunnel_trio.mesh.entries import AddressEntry, ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import Workload

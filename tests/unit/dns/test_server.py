@@ -20,13 +20,13 @@ from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.dns_mesh import CLIENT, external, kubernetes, mesh_of, pod, reference_mesh
 from tests.fakes.trio_test import trio_test
 from tests.fakes.upstream_dns import FACTORY, Answer, Upstream, silent, upstream, zone
-from ztunnel_trio.control.live_mesh import LiveMesh
 from ztunnel_trio.decide.answer import NameSettings
 from ztunnel_trio.dns.forward import Budget, Forwarder
 from ztunnel_trio.dns.framing import MessageStream
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.dns.server import DnsServer, DnsSettings, Localhost, bind
-from ztunnel_trio.mesh.decode import ServiceEntry, workload_entry
+from ztunnel_trio.live_mesh import LiveMesh
+from ztunnel_trio.mesh.entries import ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.sockets import BindFailed

@@ -22,7 +22,7 @@ from tests.unit.mesh.world import (
     uids,
 )
 from ztunnel_trio.decide.balance import find_upstream
-from ztunnel_trio.mesh.decode import AddressEntry, PolicyEntry, ServiceEntry, workload_entry
+from ztunnel_trio.mesh.entries import AddressEntry, PolicyEntry, ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, LocalWorkload, Mesh
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.policy import Action, Authorization, PolicyScope

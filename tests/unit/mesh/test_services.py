@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.mesh.world import ALLOW_ALL, at, cidr_count, counts, key, mesh_of, name_of, pod, service, tell
-from ztunnel_trio.mesh.decode import ServiceEntry
+from ztunnel_trio.mesh.entries import ServiceEntry
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.mesh.services import Backing, Services, best
 from ztunnel_trio.model.service import Service, Visibility

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.mesh.world import address_count, at, mesh_of, pod, tell
-from ztunnel_trio.mesh.decode import workload_entry
+from ztunnel_trio.mesh.entries import workload_entry
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.mesh.workloads import Numbered
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from ztunnel_trio.mesh.decode import (
+from ztunnel_trio.mesh.entries import (
     AddressEntry,
+    PolicyEntry,
     ServiceEntry,
     WorkloadEntry,
     build_workload,
-    prepare_address,
-    prepare_policy,
 )
 from ztunnel_trio.mesh.mesh import Batch, Changes, Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
@@ -26,6 +25,9 @@ from ztunnel_trio.model.service import (
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.pb import workload_pb2
 from ztunnel_trio.pb.xds_pb2 import DeltaDiscoveryResponse
+from ztunnel_trio.wire.rejection import RejectedResource
+from ztunnel_trio.xds.address import read_address
+from ztunnel_trio.xds.policy import read_policy
 
 DATA = Path(__file__).parents[2] / "data"
 SVC1 = "ns/svc1.ns.svc.cluster.local"
@@ -85,6 +87,20 @@ def payload_of(message: workload_pb2.Workload | workload_pb2.Service) -> bytes:
     return workload_pb2.Address(service=message).SerializeToString()
 
 
+def address_entry(name: str, payload: bytes) -> AddressEntry:
+    """The entry of a good `Address`."""
+    entry = read_address(name, payload)
+    assert not isinstance(entry, RejectedResource), entry
+    return entry
+
+
+def policy_entry(name: str, payload: bytes) -> PolicyEntry:
+    """The entry of a good `Authorization`."""
+    entry = read_policy(name, payload)
+    assert not isinstance(entry, RejectedResource), entry
+    return entry
+
+
 def pod(
     uid: str,
     *ips: str,
@@ -117,7 +133,7 @@ def pod(
         host_network=host_network,
         policies=policies,
     )
-    entry = prepare_address(uid, payload_of(message))
+    entry = address_entry(uid, payload_of(message))
     assert isinstance(entry, WorkloadEntry)
     return entry
 
@@ -161,14 +177,14 @@ def service(
         if visibility is Visibility.NAMESPACE
         else workload_pb2.Service.PUBLIC,
     )
-    entry = prepare_address(name, payload_of(message))
+    entry = address_entry(name, payload_of(message))
     assert isinstance(entry, ServiceEntry)
     return entry
 
 
 def workload_of(entry: WorkloadEntry) -> Workload:
     """The whole value an entry stands for."""
-    return build_workload(entry.shared.prototype, entry.uid, entry.name, entry.addresses, entry.place)
+    return build_workload(entry.kind.prototype, entry.uid, entry.name, entry.addresses, entry.node_locality)
 
 
 def tell(mesh: Mesh, *entries: AddressEntry, remove: Sequence[str] = (), last: bool = True) -> Changes:
@@ -233,11 +249,11 @@ def recorded_mesh() -> Mesh:
     mesh.apply(
         Batch(
             addresses=[
-                prepare_address(each.name, each.resource.value)
+                address_entry(each.name, each.resource.value)
                 for each in resources("istiod_address.bin").resources
             ],
             policies=[
-                prepare_policy(each.name, each.resource.value)
+                policy_entry(each.name, each.resource.value)
                 for each in resources("istiod_authorization.bin").resources
             ],
         )

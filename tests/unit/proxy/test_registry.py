@@ -8,8 +8,8 @@ from trio.testing import wait_all_tasks_blocked
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from tests.fakes.world import SERVER, SOURCE, at, captured, deny_all, world
-from ztunnel_trio.control.live_mesh import LiveMesh
-from ztunnel_trio.mesh.decode import PolicyEntry, workload_entry
+from ztunnel_trio.live_mesh import LiveMesh
+from ztunnel_trio.mesh.entries import PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.policy import PolicyScope

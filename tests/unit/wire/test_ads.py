@@ -11,11 +11,10 @@ from ztunnel_trio.wire.ads import (
     Discovery,
     Finished,
     NodeFacts,
-    Rejection,
-    Rejections,
     Subscription,
 )
 from ztunnel_trio.wire.delta_response import Resource, Response
+from ztunnel_trio.wire.rejection import RejectedResource, Rejections
 
 NODE = NodeFacts(instance_ip="10.0.0.1", pod_name="zt", pod_namespace="istio-system", node_name="node1")
 Request = xds_pb2.DeltaDiscoveryRequest
@@ -39,15 +38,15 @@ def take(
     *resources: Resource,
     type_url: str = ADDRESS_TYPE,
     removed: list[str] | None = None,
-    refused: list[Rejection] | None = None,
-    unusable: list[Rejection] | None = None,
+    refused: list[RejectedResource] | None = None,
+    undecodable: list[RejectedResource] | None = None,
 ) -> Finished:
     """Receive and finish one response."""
     response = Response(type_url=type_url, nonce="n1", removed=removed or [])
     response.resources.count = len(resources)
-    rejections = Rejections(refused or [], unusable or [])
+    rejections = Rejections(refused or [], undecodable or [])
     if core.handles(type_url):
-        rejected = {one.name for one in (*rejections.refused, *rejections.unusable)}
+        rejected = {one.resource for one in (*rejections.refused, *rejections.undecodable)}
         core.received(type_url, resources, rejected)
         core.removed(type_url, response.removed)
         for names in core.vanished(type_url):
@@ -125,8 +124,8 @@ def test_a_rejection_is_told_and_leaves_the_version_before() -> None:
         resource("old", "v2"),
         resource("new", "v2"),
         resource("good", "v2"),
-        refused=[Rejection("new", "unknown address type")],
-        unusable=[Rejection("old", "decode: bad")],
+        refused=[RejectedResource("new", "", "unknown address type")],
+        undecodable=[RejectedResource("old", "", "decode: bad")],
     )
 
     request = Request.FromString(finished.request)
@@ -139,7 +138,12 @@ def test_a_reconnect_echoes_what_was_kept() -> None:
     """ztunnel src/xds/client.rs, test_reconnect_echoes_retained_versions."""
     core = discovery()
     requests(core.open_stream())
-    take(core, resource("foo0", "0.0.1"), resource("bad", "9.9.9"), unusable=[Rejection("bad", "decode: x")])
+    take(
+        core,
+        resource("foo0", "0.0.1"),
+        resource("bad", "9.9.9"),
+        undecodable=[RejectedResource("bad", "", "decode: x")],
+    )
 
     address, policy = requests(core.open_stream())
 
@@ -180,7 +184,7 @@ def test_ready_once_every_wildcard_type_was_accepted() -> None:
     core = discovery()
     requests(core.open_stream())
 
-    assert not take(core, resource("a"), refused=[Rejection("a", "no")]).became_ready
+    assert not take(core, resource("a"), refused=[RejectedResource("a", "", "no")]).became_ready
     assert not take(core, type_url=AUTHORIZATION_TYPE).became_ready
     assert not core.is_ready
     assert take(core).became_ready
@@ -253,7 +257,7 @@ def test_what_does_not_fit_the_first_request_is_gone_if_it_does_not_come_again()
         core,
         *(resource(name, "v2") for name in left_out[2:]),
         resource(left_out[1]),
-        refused=[Rejection(left_out[1], "bad")],
+        refused=[RejectedResource(left_out[1], "", "bad")],
     )
     assert set(core.known(ADDRESS_TYPE)) == set(NAMES) - {left_out[0]}
 
@@ -317,21 +321,11 @@ def test_on_demand_names_that_do_not_fit_follow_in_further_requests() -> None:
     assert list(core.vanished(ADDRESS_TYPE)) == []
 
 
-def test_rejections_are_told_up_to_a_thousand() -> None:
-    rejections = Rejections()
-    for number in range(1005):
-        rejections.refuse(Rejection(f"n{number}", "bad"), is_unusable=number % 2 == 0)
-
-    assert rejections.text is not None
-    assert rejections.text.startswith("n1: bad; n3: bad")
-    assert rejections.text.endswith("; n998: bad; and 5 more")
-
-
 def test_a_nack_text_is_bounded() -> None:
     core = discovery(limit=1500)
     requests(core.open_stream())
 
-    finished = take(core, refused=[Rejection(f"name-{number}", "é" * 50) for number in range(100)])
+    finished = take(core, refused=[RejectedResource(f"name-{number}", "", "é" * 50) for number in range(100)])
 
     assert len(finished.request) < 1500
     assert Request.FromString(finished.request).error_detail.message.endswith("…")

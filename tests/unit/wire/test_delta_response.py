@@ -4,16 +4,33 @@ import pytest
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
-from ztunnel_trio.wire.delta_response import Resource, ResponseSplitter, parse_resource
+from ztunnel_trio.wire.delta_response import Resource, ResponseSplitter, read_resources
+from ztunnel_trio.wire.rejection import RejectedResource
+
+
+def group_of(*resources: bytes) -> bytes:
+    """Encoded resources as fields of a response."""
+    return b"".join(b"\x12" + bytes((len(one),)) + one for one in resources)
 
 
 def test_resources_are_opened_but_not_their_payloads() -> None:
-    message = xds_pb2.Resource(name="a", version="v", aliases=["b"])
-    assert parse_resource(message.SerializeToString()) == Resource("a", "v", ("b",), None)
-    message.resource.value = b"\xff"
-    assert parse_resource(message.SerializeToString()).value == b"\xff"
-    with pytest.raises(PeerBrokeProtocol, match="decode: "):
-        parse_resource(b"\xff\xff")
+    without = xds_pb2.Resource(name="a", version="v", aliases=["b"])
+    undecodable = xds_pb2.Resource(name="c", resource={"value": b"\xff"})
+
+    read = read_resources(group_of(without.SerializeToString(), undecodable.SerializeToString()))
+
+    assert read == [Resource("a", "v", ("b",), None), Resource("c", "", (), b"\xff")]
+
+
+def test_an_envelope_that_cannot_be_read_rejects_itself_only() -> None:
+    good = xds_pb2.Resource(name="a", resource={"value": b"x"}).SerializeToString()
+
+    first, bad, last = read_resources(group_of(good, b"\xff\xff", good))
+
+    assert first == last == Resource("a", "", (), b"x")
+    assert isinstance(bad, RejectedResource)
+    assert (bad.resource, bad.is_undecodable) == ("", True)
+    assert bad.reason.startswith("decode: ")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from types import MappingProxyType
 import msgspec
 
 from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol
-from ztunnel_trio.mesh.decode import ServiceEntry
 from ztunnel_trio.mesh.document.forms import (
     AccountForm,
     DocumentForm,
@@ -23,6 +22,7 @@ from ztunnel_trio.mesh.document.forms import (
     WorkloadForm,
 )
 from ztunnel_trio.mesh.document.strict_yaml import parse
+from ztunnel_trio.mesh.entries import ServiceEntry
 from ztunnel_trio.model.address import IPAddress, NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.policy import (
     Authorization,

@@ -8,7 +8,6 @@ import pytest
 from tests.unit.mesh.test_workloads import EVERYTHING
 from tests.unit.mesh.world import key
 from ztunnel_trio.errors import ConfigError
-from ztunnel_trio.mesh.decode import ServiceEntry
 from ztunnel_trio.mesh.document import (
     Json,
     MeshDocument,
@@ -17,6 +16,7 @@ from ztunnel_trio.mesh.document import (
     read_local,
     service_document,
 )
+from ztunnel_trio.mesh.entries import ServiceEntry
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.policy import (
     Action,

@@ -108,6 +108,29 @@ class ShallowResponse(Protocol):
     resources: Sequence[ShallowResource]
 
 
+class EnvelopeAny(Protocol):
+    """`google.protobuf.Any` around whatever it is."""
+
+    value: bytes
+
+
+class Envelope(Protocol):
+    """`envoy.service.discovery.v3.Resource`, its payload unread."""
+
+    name: str
+    version: str
+    aliases: Sequence[str]
+    resource: EnvelopeAny
+
+    def HasField(self, name: str) -> bool: ...  # noqa: N802 - protobuf's name
+
+
+class EnvelopeResponse(Protocol):
+    """As `ShallowResponse`, for resources of any type."""
+
+    resources: Sequence[Envelope]
+
+
 class ShallowEntry(Protocol):
     """An entry of the map `Workload.services`."""
 
@@ -166,6 +189,9 @@ def _message_types() -> dict[str, type[Message]]:
     _add_type(file, "Resource", _type_of(xds_pb2.Resource), envelope, resource="Any")
     response = _type_of(xds_pb2.DeltaDiscoveryResponse)
     _add_type(file, "Response", response, ("resources",), resources="Resource")
+    _add_type(file, "EnvelopeAny", _type_of(any_pb2.Any), ("value",))
+    _add_type(file, "Envelope", _type_of(xds_pb2.Resource), (*envelope, "aliases"), resource="EnvelopeAny")
+    _add_type(file, "EnvelopeResponse", response, ("resources",), resources="Envelope")
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {
@@ -177,7 +203,8 @@ def _message_types() -> dict[str, type[Message]]:
 
 
 _TYPES: Final = _message_types()
-parse_response: Final = cast(Callable[[bytes], ShallowResponse], _TYPES["Response"].FromString)
+parse_addresses: Final = cast(Callable[[bytes], ShallowResponse], _TYPES["Response"].FromString)
+parse_envelopes: Final = cast(Callable[[bytes], EnvelopeResponse], _TYPES["EnvelopeResponse"].FromString)
 parse_address: Final = cast(Callable[[bytes], ShallowAddress], _TYPES["Address"].FromString)
 parse_workload: Final = cast(Callable[[bytes], ShallowWorkload], _TYPES["Workload"].FromString)
 parse_services_entry: Final = cast(Callable[[bytes], ShallowEntry], _TYPES["ServicesEntry"].FromString)

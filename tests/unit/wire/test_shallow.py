@@ -2,8 +2,8 @@
 
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from ztunnel_trio.mesh.shallow import OWN_FIELDS, parse_address, parse_response, parse_workload
 from ztunnel_trio.pb import workload_pb2, xds_pb2
+from ztunnel_trio.wire.shallow import OWN_FIELDS, parse_address, parse_addresses, parse_workload
 
 LOCALITY = workload_pb2.Locality(region="r", zone="z")
 SHARED = workload_pb2.Workload(
@@ -47,7 +47,7 @@ def test_resources_are_read_with_the_addresses_inside_them() -> None:
     for name, address in (("a", workload_pb2.Address(workload=WHOLE)), ("b", workload_pb2.Address())):
         response.resources.add(name=name, version="v", aliases=["x"]).resource.Pack(address)
 
-    first, second = parse_response(response.SerializeToString()).resources
+    first, second = parse_addresses(response.SerializeToString()).resources
 
     assert (first.name, first.version, first.resource.value.workload.uid) == ("a", "v", "uid")
     assert (second.name, second.resource.value.WhichOneof("type")) == ("b", None)

@@ -6,15 +6,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from tests.unit.mesh.world import payload_of, workload_message, workload_of
-from ztunnel_trio.errors import PeerBrokeProtocol
-from ztunnel_trio.mesh.decode import (
-    ServiceEntry,
-    WorkloadEntry,
-    prepare_address,
-    prepare_policy,
-    workload_entry,
-)
+from tests.unit.mesh.world import address_entry, payload_of, policy_entry, workload_message, workload_of
+from ztunnel_trio.mesh.entries import ServiceEntry, WorkloadEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress, decode_ip
 from ztunnel_trio.model.policy import (
@@ -51,6 +44,9 @@ from ztunnel_trio.model.workload import (
     Workload,
 )
 from ztunnel_trio.pb import authorization_pb2, workload_pb2
+from ztunnel_trio.wire.rejection import RejectedResource
+from ztunnel_trio.xds.address import read_address
+from ztunnel_trio.xds.policy import read_policy
 
 PB = workload_pb2
 GATEWAY = PB.GatewayAddress(
@@ -59,13 +55,20 @@ GATEWAY = PB.GatewayAddress(
 
 
 def workload(message: PB.Workload) -> Workload:
-    entry = prepare_address("any name", payload_of(message))
+    entry = address_entry("any name", payload_of(message))
     assert isinstance(entry, WorkloadEntry)
     return workload_of(entry)
 
 
+def refusal(payload: bytes) -> RejectedResource:
+    """Why the resource `x` of that payload is not taken."""
+    rejected = read_address("x", payload)
+    assert isinstance(rejected, RejectedResource)
+    return rejected
+
+
 def service(message: PB.Service) -> Service:
-    entry = prepare_address("any name", payload_of(message))
+    entry = address_entry("any name", payload_of(message))
     assert isinstance(entry, ServiceEntry)
     return entry.service
 
@@ -154,24 +157,50 @@ UNKNOWN = "decode error: unknown enumeration value 99"
     ],
 )
 def test_rejections(message: PB.Workload | PB.Service, text: str) -> None:
-    with pytest.raises(PeerBrokeProtocol) as caught:
-        prepare_address("x", payload_of(message))
+    rejected = refusal(payload_of(message))
 
-    assert str(caught.value) == text
+    assert (rejected.resource, rejected.reason, rejected.is_undecodable) == ("x", text, False)
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (PB.Workload(addresses=[b"not_an_ip"]), "addresses"),
+        (PB.Workload(services={"noslash": PB.PortList()}), "services"),
+        (PB.Workload(waypoint=PB.GatewayAddress()), "waypoint"),
+        (PB.Workload(network_gateway=PB.GatewayAddress()), "network_gateway"),
+        (
+            PB.Workload(waypoint=PB.GatewayAddress(address=PB.NetworkAddress(address=b"xyz"))),
+            "waypoint.address",
+        ),
+        (PB.Workload(tunnel_protocol=PB.LEGACY_ISTIO_MTLS), "tunnel_protocol"),
+        (number(PB.Service(), "ip_families"), "ip_families"),
+        (balancing(mode=99)(), "load_balancing.mode"),
+        (balancing(routing_preference=[1, 0])(), "load_balancing.routing_preference"),
+        (weighted_without_destination(), "weighted_waypoints.destination"),
+        (PB.Service(addresses=[PB.NetworkAddress()]), "addresses"),
+        (PB.Service(addresses=[PB.NetworkAddress(address=bytes(4), length=33)]), "addresses.length"),
+    ],
+)
+def test_a_rejection_names_the_field(message: PB.Workload | PB.Service, field: str) -> None:
+    rejected = refusal(payload_of(message))
+
+    assert rejected.field == field
+    assert str(rejected) == f"x: {field}: {rejected.reason}"
 
 
 def test_an_unknown_application_tunnel_is_rejected() -> None:
     tunnel = PB.ApplicationTunnel(port=1)
     setattr(tunnel, "protocol", 99)  # noqa: B010 - no member of the enum has that number
 
-    with pytest.raises(PeerBrokeProtocol, match=UNKNOWN):
-        prepare_address("x", payload_of(PB.Workload(application_tunnel=tunnel)))
+    assert refusal(payload_of(PB.Workload(application_tunnel=tunnel))) == RejectedResource(
+        "x", "application_tunnel.protocol", UNKNOWN
+    )
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x1a\x00"])
 def test_neither_workload_nor_service(payload: bytes) -> None:
-    with pytest.raises(PeerBrokeProtocol, match=r"^unknown address type$"):
-        prepare_address("x", payload)
+    assert refusal(payload) == RejectedResource("x", "", "unknown address type")
 
 
 @pytest.mark.parametrize(
@@ -186,10 +215,11 @@ def test_neither_workload_nor_service(payload: bytes) -> None:
     ],
 )
 def test_bytes_that_do_not_decode(payload: bytes) -> None:
-    with pytest.raises(PeerBrokeProtocol, match=r"^decode: "):
-        prepare_address("x", payload)
-    with pytest.raises(PeerBrokeProtocol, match=r"^decode: "):
-        prepare_policy("x", b"\xff")
+    policy = read_policy("x", b"\xff")
+    assert isinstance(policy, RejectedResource)
+    for rejected in (refusal(payload), policy):
+        assert rejected.is_undecodable
+        assert rejected.reason.startswith("decode: ")
 
 
 def test_a_bad_resource_rejects_itself_only() -> None:
@@ -200,10 +230,11 @@ def test_a_bad_resource_rejects_itself_only() -> None:
         b"",
         payload_of(workload_message("b", services=["ns/svc"])),
     ):
-        try:
-            entries.append(prepare_address("x", payload))
-        except PeerBrokeProtocol as error:
-            rejected.append(str(error))
+        entry = read_address("x", payload)
+        if isinstance(entry, RejectedResource):
+            rejected.append(entry.reason)
+        else:
+            entries.append(entry)
     mesh = Mesh()
     mesh.apply(Batch(addresses=entries))
 
@@ -299,12 +330,12 @@ def test_an_unknown_workload_type_is_a_deployment() -> None:
 
 
 def test_what_is_shared_is_the_same_for_a_deployment() -> None:
-    first = prepare_address("a", payload_of(workload_message("a", "10.0.0.1", name="x", node="n")))
-    second = prepare_address("b", payload_of(workload_message("b", "10.0.0.2", name="y", node="m")))
+    first = address_entry("a", payload_of(workload_message("a", "10.0.0.1", name="x", node="n")))
+    second = address_entry("b", payload_of(workload_message("b", "10.0.0.2", name="y", node="m")))
 
     assert isinstance(first, WorkloadEntry)
     assert isinstance(second, WorkloadEntry)
-    assert first.shared is second.shared
+    assert first.kind is second.kind
 
 
 def test_a_workload_as_value_is_the_same_entry_again() -> None:
@@ -404,7 +435,7 @@ def policy(*matches: AUTH.Match) -> Authorization:
         rules=[AUTH.Rule(clauses=[AUTH.Clause(matches=matches)])],
         dry_run=True,
     )
-    return prepare_policy("key", message.SerializeToString()).policy
+    return policy_entry("key", message.SerializeToString()).policy
 
 
 def only_match(message: AUTH.Match) -> Match:
@@ -424,7 +455,7 @@ def presence() -> AUTH.StringMatch:
 
 
 def test_a_policy_is_kept_under_its_resource_name() -> None:
-    entry = prepare_policy("root/name", AUTH.Authorization(name="x", namespace="y").SerializeToString())
+    entry = policy_entry("root/name", AUTH.Authorization(name="x", namespace="y").SerializeToString())
 
     assert (entry.key, entry.policy) == (
         "root/name",
@@ -437,8 +468,7 @@ def test_an_unknown_scope_or_action_rejects_the_policy(field: str) -> None:
     message = AUTH.Authorization()
     setattr(message, field, 99)
 
-    with pytest.raises(PeerBrokeProtocol, match=UNKNOWN):
-        prepare_policy("x", message.SerializeToString())
+    assert read_policy("x", message.SerializeToString()) == RejectedResource("x", field, UNKNOWN)
 
 
 def test_a_full_match() -> None:

@@ -8,8 +8,8 @@ import trio.testing
 
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
-from ztunnel_trio.control.live_mesh import LiveMesh
-from ztunnel_trio.mesh.decode import PolicyEntry, workload_entry
+from ztunnel_trio.live_mesh import LiveMesh
+from ztunnel_trio.mesh.entries import PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Changes, Mesh
 from ztunnel_trio.model.policy import Action, Authorization, PolicyScope
 from ztunnel_trio.model.workload import Workload, WorkloadInfo

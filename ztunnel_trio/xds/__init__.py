@@ -1,0 +1,1 @@
+"""What istiod's resources mean: the payloads of the discovery stream read as entries of the mesh."""
