@@ -105,7 +105,7 @@ class FakeCertificates:
         return certificate_of(identity)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class LoopbackSockets(SocketFactory):
     """Listens on free ports of one loopback address in place of the fixed ones; dials those of others.
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -21,7 +22,7 @@ import trio
 
 from ztunnel_trio.facts.linux import CLONE_NEWNET, IP_TRANSPARENT, SO_MARK, SOL_IP
 from ztunnel_trio.model.address import IPAddress, SocketAddress
-from ztunnel_trio.net.listener import original_destination
+from ztunnel_trio.net.listener import Listener, original_destination
 from ztunnel_trio.net.netns import THREAD_NETNS, Netns, check_privileges
 from ztunnel_trio.net.sockets import BindFailed, SocketFactory, SocketSettings
 
@@ -280,6 +281,38 @@ def test_dialling_bears_the_source_that_was_asked_for(
 ) -> None:
     factory = SocketFactory(pod, SETTINGS)
     assert trio.run(exchange, factory, IPv6Address("::"), destination, source) == seen
+
+
+@pytest.mark.parametrize(
+    ("here", "source"), [("127.0.0.1", "127.0.0.9"), ("::1", "2001:db8::9")], ids=["IPv4", "IPv6"]
+)
+def test_second_legs_take_the_ports_that_clients_take_last(pod: Netns, here: str, source: str) -> None:
+    """And, where those are used up for a client and a destination, the others, rather than none."""
+    with pod.inside():
+        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40005")
+        if ":" in source:  # the way back to a client that is nowhere
+            subprocess.run(f"ip route add local {source} dev lo".split(), check=True)
+    factory = SocketFactory(pod, SETTINGS)
+
+    async def main() -> None:
+        with ExitStack() as open_sockets:
+
+            async def dial(listener: Listener) -> int:
+                sock = open_sockets.enter_context(await factory.connect(listener.address, ip_address(source)))
+                accepted = await listener.accept()
+                open_sockets.enter_context(accepted.sock)
+                assert accepted.peer == SocketAddress(ip_address(source), sock.getsockname()[1])
+                return accepted.peer.port
+
+            one, other = (factory.listen_tcp(SocketAddress(ip_address(here), 0)) for _ in range(2))
+            open_sockets.enter_context(one.sock)
+            open_sockets.enter_context(other.sock)
+            with trio.fail_after(5):
+                assert {await dial(one) for _ in range(3)} == {40001, 40003, 40005}
+                assert {await dial(one) for _ in range(2)} < {40000, 40002, 40004}
+                assert {await dial(other) for _ in range(2)} < {40001, 40003, 40005}, "by destination"
+
+    trio.run(main)
 
 
 def redirect(pod: Netns, command: str, port: int, to: int) -> None:

@@ -11,7 +11,8 @@ import logging
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
@@ -19,16 +20,12 @@ from typing import Final
 import trio
 
 from ztunnel_trio.facts.linux import (
-    IP_BIND_ADDRESS_NO_PORT,
-    IP_FREEBIND,
     IP_TRANSPARENT,
-    IPV6_FREEBIND,
-    IPV6_TRANSPARENT,
     SO_MARK,
     SOL_IP,
-    SOL_IPV6,
 )
 from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
+from ztunnel_trio.net.foreign import TRIES, ForeignPorts, bind_foreign, make_foreign, read_half
 from ztunnel_trio.net.listener import Listener, local_address
 from ztunnel_trio.net.netns import Netns
 
@@ -37,6 +34,8 @@ log = logging.getLogger("ztunnel::socket")
 LOOPBACK_IPV6_SWITCH: Final = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 _NON_BLOCKING: Final = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _DISCARD_PORT: Final = 9  # RFC 863; any would do
+_HERE: Final = nullcontext()
+_PORT_TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})  # by bind(2), by connect(2)
 _LARGEST_INT: Final = 2**31 - 1  # what setsockopt(2) takes
 
 
@@ -71,12 +70,13 @@ class BindFailed(OSError):
         return f"failed to bind to address {self.address}: {self.strerror} (os error {self.errno})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class SocketFactory:
     """Makes the sockets of one workload. `netns` None: in the process's own namespace."""
 
     netns: Netns | None
     settings: SocketSettings
+    _foreign_ports: ForeignPorts | None = field(default=None, init=False)  # known from the first dial on
 
     def wildcard(self, port: int) -> SocketAddress:
         """Every address of the pod: `[::]`, which takes IPv4 as well, or `0.0.0.0` where IPv6 is off."""
@@ -86,9 +86,7 @@ class SocketFactory:
         """Whether `::1` can be bound in the pod: IPv6 is on, and not switched off on `lo`."""
         if not self.settings.ipv6:
             return False
-        if self.netns is None:
-            return _loopback_has_ipv6()
-        with self.netns.inside():
+        with self.inside():
             return _loopback_has_ipv6()
 
     def has_address(self, ip: IPAddress) -> bool:
@@ -201,25 +199,37 @@ class SocketFactory:
             OSError: as the kernel gave it; no socket is left behind.
         """
         target = canonical(destination.ip)
+        there = (str(target), destination.port)
         spoof = None if source is None else canonical(source)
-        if spoof == target:
-            spoof = None
-        if spoof is not None and spoof.version != target.version:
+        if spoof is None or spoof == target:
+            return _begin(self.tcp(_family(target)), there)
+        if spoof.version != target.version:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
-        sock = self.tcp(_family(target))
+        for _ in range(TRIES):
+            try:
+                return self._begin_as(spoof, self._foreign_port(), there)
+            except OSError as error:
+                if error.errno not in _PORT_TAKEN:
+                    raise
+        return self._begin_as(spoof, 0, there)
+
+    def _begin_as(self, source: IPAddress, port: int, there: tuple[str, int]) -> tuple[socket.socket, bool]:
+        """Begin to dial from an address that is not ours."""
+        sock = self.tcp(_family(source))
         try:
-            if spoof is not None:
-                _bind_foreign(sock, spoof)
-            sockaddr = (str(target), destination.port)
-            error = sock.connect_ex(sockaddr)
-            if error == errno.EINPROGRESS:
-                error = sock.connect_ex(sockaddr)
-            if error and error != errno.EALREADY:
-                raise OSError(error, os.strerror(error))
-        except BaseException:
+            if make_foreign(sock):
+                bind_foreign(sock, source, port)
+        except OSError:
             sock.close()
             raise
-        return sock, not error
+        return _begin(sock, there)
+
+    def _foreign_port(self) -> int:
+        """The port that the next dial from a foreign address bears."""
+        if self._foreign_ports is None:
+            with self.inside():
+                self._foreign_ports = ForeignPorts(read_half())
+        return self._foreign_ports.take()
 
     async def finish_connecting(self, sock: socket.socket) -> None:
         """Wait for what `connect_nowait` began; closes the socket unless it is connected in the end.
@@ -266,10 +276,12 @@ class SocketFactory:
             raise
 
     def _make(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
-        if self.netns is None:
+        with self.inside():
             return socket.socket(family, kind | _NON_BLOCKING)
-        with self.netns.inside():
-            return socket.socket(family, kind | _NON_BLOCKING)
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Run the body where the sockets are made; see `Netns.inside`."""
+        return _HERE if self.netns is None else self.netns.inside()
 
     def _set_mark(self, sock: socket.socket) -> None:
         if self.settings.mark is not None:
@@ -306,6 +318,20 @@ def _sockaddr(address: SocketAddress) -> tuple[str, int]:
     return str(address.ip), address.port
 
 
+def _begin(sock: socket.socket, there: tuple[str, int]) -> tuple[socket.socket, bool]:
+    """Send the SYN; whether the handshake is over already. No socket is left behind by an error."""
+    try:
+        error = sock.connect_ex(there)
+        if error == errno.EINPROGRESS:
+            error = sock.connect_ex(there)
+        if error and error != errno.EALREADY:
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        sock.close()
+        raise
+    return sock, not error
+
+
 def _loopback_has_ipv6() -> bool:
     """`/proc/sys/net` shows the namespace of the thread that reads it; no such file, no IPv6."""
     try:
@@ -331,23 +357,3 @@ def _make_transparent(sock: socket.socket, *, required: bool) -> bool:
             raise
         return False
     return True
-
-
-def _bind_foreign(sock: socket.socket, source: IPAddress) -> None:
-    """Dial from an address that is not ours; what is not permitted is logged and left out."""
-    try:
-        # The port is chosen when connecting: ports are then taken by pair of addresses, not once for all.
-        sock.setsockopt(SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        if source.version == 4:
-            sock.setsockopt(SOL_IP, IP_TRANSPARENT, 1)
-            sock.setsockopt(SOL_IP, IP_FREEBIND, 1)
-        else:
-            sock.setsockopt(SOL_IPV6, IPV6_TRANSPARENT, 1)
-            sock.setsockopt(SOL_IPV6, IPV6_FREEBIND, 1)
-    except OSError as error:
-        log.warning("failed to set freebind: %s", error)
-        return
-    try:
-        sock.bind((str(source), 0))
-    except OSError as error:
-        log.warning("failed to bind local addr: %s", error)

@@ -170,18 +170,6 @@ class Unprivileged(socket.socket):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-def test_a_source_that_is_not_permitted_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with Unprivileged() as sock:
-        sockets._bind_foreign(sock, IPv4Address("192.0.2.1"))
-        assert sock.getsockname() == ("0.0.0.0", 0)
-    with Unprivileged(socket.AF_INET6) as sock:
-        sockets._bind_foreign(sock, IPv6Address("2001:db8::1"))
-        assert sock.getsockname()[1] == 0
-    assert [record.getMessage() for record in caplog.records] == [
-        "failed to set freebind: [Errno 1] Operation not permitted"
-    ] * 2
-
-
 def test_a_port_that_cannot_be_shared_is_a_warning_for_tcp(caplog: pytest.LogCaptureFixture) -> None:
     with Unprivileged() as sock:
         sockets._share_port(sock)

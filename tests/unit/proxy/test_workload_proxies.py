@@ -151,7 +151,7 @@ async def test_a_port_that_is_taken_frees_the_others() -> None:
         sockets = made.it.sockets(SERVER.addresses[0])
         bound: list[SocketAddress] = []
 
-        @dataclass(frozen=True, slots=True)
+        @dataclass(slots=True, eq=False)
         class Scarce(LoopbackSockets):
             def listen_tcp(self, address, **how):  # type: ignore[no-untyped-def]
                 if address.port == OUTBOUND_PORT:
