@@ -178,15 +178,19 @@ def differing(made: Path, kept: Path) -> list[str]:
     )
 
 
+REFERENCES = {"env.md": "ztunnel_trio.facts.env", "metrics.md": "ztunnel_trio.observe.metrics"}
+
+
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Make docs/reference/env.md (`-- --check`: compare) and follow every relative link."""
+    """Make the pages of docs/reference (`-- --check`: compare) and follow every relative link."""
     session.install("-e", ".")
-    page = ROOT / "docs" / "reference" / "env.md"
-    if "--check" in session.posargs:
-        session.run("python", "-m", "ztunnel_trio.facts.env", "--check", str(page))
-    else:
-        page.write_text(str(session.run("python", "-m", "ztunnel_trio.facts.env", silent=True)))
+    for name, module in REFERENCES.items():
+        page = ROOT / "docs" / "reference" / name
+        if "--check" in session.posargs:
+            session.run("python", "-m", module, "--check", str(page))
+        else:
+            page.write_text(str(session.run("python", "-m", module, silent=True)))
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "protos").glob("*.md")]
     broken = [
         f"{path.relative_to(ROOT)}: {target}"

@@ -55,6 +55,7 @@ async def serve(config: Config, about: BuildInfo, began: float) -> None:
     async with trio.open_nursery() as services:
         await services.start(parts.engine.run)
         parts.metrics.watch_loop(parts.engine.tell_waits)
+        services.start_soon(parts.metrics.run)
         await services.start(drain_on_signals, parts.drain)
         for server in parts.servers:
             await services.start(server.run, parts.drain.requested)

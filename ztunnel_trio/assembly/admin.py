@@ -64,5 +64,5 @@ def make_servers(parts: Parts, local_source: LocalSource | None, build: BuildInf
             dump=ConfigDump(dump),
             shut_down=shut_down,
         ),
-        stats_server([here.listen_tcp(config.listeners.stats_addr)], render=parts.metrics.render),
+        stats_server([here.listen_tcp(config.listeners.stats_addr)], pieces=parts.metrics.pieces),
     ]

@@ -352,7 +352,7 @@ class AccessLog:
         record = ConnectionRecord(
             traffic,
             facts,
-            series.labels,  # the same for all connections of a series
+            series.labels if series.labels == labels else labels,  # the same for all of a series
             series,
             self._clock() if began is None else began,
             self._clock,

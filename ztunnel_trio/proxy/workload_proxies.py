@@ -184,8 +184,7 @@ class WorkloadProxies:
         """Tell the gauges how many pods' proxies are up and how many are not; and readiness, of failures."""
         states = [placement.state for placement in self.pods().values()]
         up = states.count(PlacementState.UP)
-        self.node.metrics.proxies_active(up)
-        self.node.metrics.proxies_pending(len(self.pending) + len(states) - up)
+        self.node.metrics.proxies(active=up, pending=len(self.pending) + len(states) - up)
         has_failed = any(placement.has_failed for placement in self.placements.values())
         if self.gate is not None and has_failed is not self.is_gate_closed:
             self.is_gate_closed = has_failed

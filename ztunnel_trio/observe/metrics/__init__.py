@@ -1,8 +1,9 @@
-"""Every metric family, over prometheus-client, and their text form.
+"""Every metric family and their text form.
 
-Theory of operation. Rare things are prometheus-client's counters and gauges (`registry`). Traffic is
-not: its series are kept in `traffic`, where a connection adds to plain integers. `exposition` writes
-all of it as OpenMetrics text.
+Theory of operation. `families` is the table of what there is. What only we write labels for is a number for
+each label set (`plain`); what peers can write labels for is in bounded tables (`series`): connections in
+`traffic`, names in `lookups`. `registry` holds them all, and `exposition` writes them as OpenMetrics text,
+in pieces.
 
 What other rooms use is named here; the rest of each concept is in its own module.
 """
@@ -16,7 +17,8 @@ from ztunnel_trio.observe.metrics.labels import (
     Reporter,
 )
 from ztunnel_trio.observe.metrics.registry import Metrics
-from ztunnel_trio.observe.metrics.sockets import Tally
+from ztunnel_trio.observe.metrics.series import SeriesLimits
+from ztunnel_trio.observe.metrics.tally import Tally
 from ztunnel_trio.observe.metrics.traffic import Series, Traffic
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Metrics",
     "Reporter",
     "Series",
+    "SeriesLimits",
     "Tally",
     "Traffic",
 ]

@@ -4,19 +4,46 @@ import os
 import resource
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Final
 
 import trio
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
-from ztunnel_trio.observe.metrics.exposition import RenderedFamily, float_text, single
+from ztunnel_trio.observe.metrics.exposition import RenderedFamily, float_text
+from ztunnel_trio.observe.metrics.families import Family, Kind
 
 Worked = Callable[[float, float], None]
 """Told before the event loop waits: the seconds it worked since it last woke, and how long it may wait."""
-HOLD_FAMILY: Final = "event_loop_hold_seconds"
+OPEN_FDS: Final = Family("process_open_fds", Kind.GAUGE, "Number of open file descriptors")
+MAX_FDS: Final = Family("process_max_fds", Kind.GAUGE, "Maximum number of file descriptors")
+WORKERS: Final = Family("tokio_num_workers", Kind.GAUGE, "the number of worker threads used by the runtime")
+QUEUE_DEPTH: Final = Family(
+    "tokio_global_queue_depth",
+    Kind.GAUGE,
+    "the number of tasks currently scheduled in the runtime's global queue",
+)
+ALIVE_TASKS: Final = Family("tokio_num_alive_tasks", Kind.GAUGE, "the number of alive tasks in the runtime")
+BUSY_SECONDS: Final = Family(
+    "tokio_worker_total_busy_duration_seconds",
+    Kind.COUNTER,
+    "the amount of time worker threads have been busy",
+)
+PARKS: Final = Family(
+    "tokio_worker_park_count",
+    Kind.COUNTER,
+    "the total number of times the given worker thread has parked",
+)
+PARKS_UNPARKS: Final = Family(
+    "tokio_worker_park_unpark_count",
+    Kind.COUNTER,
+    "the total number of times the given worker thread has parked and unparked",
+)
+HOLDS: Final = Family(
+    "event_loop_hold_seconds",
+    Kind.HISTOGRAM,
+    "how long the event loop worked before it looked at the network again (unstable)",
+)
 HOLD_BUCKETS: Final = (
     0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25
 )  # fmt: skip
@@ -58,12 +85,12 @@ class LoopWatch(trio.abc.Instrument):
         for bound, count in zip((*HOLD_BUCKETS, inf), self.holds, strict=True):
             total += count
             most = "+Inf" if bound == inf else float_text(bound)
-            lines.append(f'{HOLD_FAMILY}_bucket{{le="{most}"}} {total}')
-        lines += [f"{HOLD_FAMILY}_count {total}", f"{HOLD_FAMILY}_sum {float_text(self.held_seconds)}"]
+            lines.append(f'{HOLDS.name}_bucket{{le="{most}"}} {total}')
+        lines += [f"{HOLDS.name}_count {total}", f"{HOLDS.name}_sum {float_text(self.held_seconds)}"]
         return lines
 
 
-class ProcessAndLoop(Collector):
+class ProcessAndLoop:
     """The process and its event loop, under the names dashboards ask for.
 
     There is one event loop: the `tokio_` families describe it truthfully as one worker. Busy time is
@@ -73,35 +100,33 @@ class ProcessAndLoop(Collector):
     def __init__(self) -> None:
         self.watch: LoopWatch | None = None
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        yield single("process_open_fds", "Number of open file descriptors", "gauge", count_descriptors())
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        yield single("process_max_fds", "Maximum number of file descriptors", "gauge", most)
+    def families(self) -> Iterator[RenderedFamily]:
+        """As they are now; those of the loop only when asked for inside it."""
+        yield one_sample(OPEN_FDS, count_descriptors())
+        yield one_sample(MAX_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         try:
             loop = trio.lowlevel.current_statistics()
         except RuntimeError:  # read outside the loop
             return
-        yield single("tokio_num_workers", "the number of worker threads used by the runtime", "gauge", 1)
-        text = "the number of tasks currently scheduled in the runtime's global queue"
-        yield single("tokio_global_queue_depth", text, "gauge", loop.tasks_runnable)
-        text = "the number of alive tasks in the runtime"
-        yield single("tokio_num_alive_tasks", text, "gauge", loop.tasks_living)
-        name = "tokio_worker_total_busy_duration_seconds"
-        line = f'{name}_total{{worker="0"}} {float_text(time.thread_time())}'
-        yield RenderedFamily(name, "the amount of time worker threads have been busy", [line])
+        yield one_sample(WORKERS, 1)
+        yield one_sample(QUEUE_DEPTH, loop.tasks_runnable)
+        yield one_sample(ALIVE_TASKS, loop.tasks_living)
+        yield worker_sample(BUSY_SECONDS, float_text(time.thread_time()))
         if self.watch is not None:
-            name = "tokio_worker_park_count"
-            text = "the total number of times the given worker thread has parked"
-            yield RenderedFamily(name, text, [f'{name}_total{{worker="0"}} {self.watch.parked}'])
-            name = "tokio_worker_park_unpark_count"
-            both = 2 * self.watch.parked  # whoever reads this is awake
-            text = "the total number of times the given worker thread has parked and unparked"
-            yield RenderedFamily(name, text, [f'{name}_total{{worker="0"}} {both}'])
-            text = "how long the event loop worked before it looked at the network again (unstable)"
-            yield RenderedFamily(HOLD_FAMILY, text, self.watch.hold_lines(), "histogram")
+            parked = self.watch.parked
+            yield worker_sample(PARKS, str(parked))
+            yield worker_sample(PARKS_UNPARKS, str(2 * parked))  # whoever reads this is awake
+            yield RenderedFamily(HOLDS, self.watch.hold_lines())
+
+
+def one_sample(family: Family, value: int) -> RenderedFamily:
+    """A gauge without labels."""
+    return RenderedFamily(family, [f"{family.name} {value}"])
+
+
+def worker_sample(family: Family, value: str) -> RenderedFamily:
+    """A counter of the one worker."""
+    return RenderedFamily(family, [f'{family.name}_total{{worker="0"}} {value}'])
 
 
 def count_descriptors() -> int:

@@ -1,20 +1,31 @@
 """Every metric family of one process."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NoReturn
 
 import trio
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ztunnel_trio.observe.metrics.exposition import exposition
-from ztunnel_trio.observe.metrics.labels import DNS_LABELS, SOURCE_LABELS, UNKNOWN, Reporter
+from ztunnel_trio.observe.metrics import families
+from ztunnel_trio.observe.metrics.exposition import RenderedFamily, exposition
+from ztunnel_trio.observe.metrics.families import Family, Present
+from ztunnel_trio.observe.metrics.labels import UNKNOWN, Reporter
+from ztunnel_trio.observe.metrics.lookups import DnsSeries, LookupSeries, dns_families, lookup_family
+from ztunnel_trio.observe.metrics.plain import PlainFamily, Values
 from ztunnel_trio.observe.metrics.process import LoopWatch, ProcessAndLoop, Worked
-from ztunnel_trio.observe.metrics.recent import Recent
-from ztunnel_trio.observe.metrics.sockets import OpenSockets, Tally
-from ztunnel_trio.observe.metrics.traffic import IDLE_SECONDS, MOST_SERIES, FailedSeries, TrafficSeries
+from ztunnel_trio.observe.metrics.series import SeriesLimits, SeriesTable
+from ztunnel_trio.observe.metrics.tally import Tally
+from ztunnel_trio.observe.metrics.traffic import Scrape, Series, TrafficSeries
 
-DNS_BUCKETS: Final = (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0)
+SWEEP_SECONDS: Final = 60.0
+KEPT_APART: Final = frozenset(
+    {families.OPENED, families.CLOSED, families.RECEIVED, families.SENT, families.FAILED}
+    | {families.ON_DEMAND_DNS, families.DNS_REQUESTS, families.DNS_UPSTREAM_REQUESTS}
+    | {families.DNS_UPSTREAM_FAILURES, families.DNS_UPSTREAM_DURATION}
+)  # their labels are bounded tables
+
+
+Table = SeriesTable[Series] | SeriesTable[LookupSeries] | SeriesTable[DnsSeries]
 
 
 class Metrics:
@@ -25,6 +36,7 @@ class Metrics:
         shared: whether the families of the in-pod manager exist.
         dns: whether the families of the DNS proxy exist.
         clock: seconds on any scale, for expiry.
+        limits: of each table of label sets that peers can write.
     """
 
     def __init__(
@@ -34,78 +46,42 @@ class Metrics:
         shared: bool = True,
         dns: bool = True,
         clock: Callable[[], float] = time.monotonic,
-        most_series: int = MOST_SERIES,
-        idle_seconds: float = IDLE_SECONDS,
+        limits: SeriesLimits | None = None,
     ) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
-        self.clock = clock
+        limits = SeriesLimits() if limits is None else limits
+        present = (
+            {Present.ALWAYS} | ({Present.SHARED} if shared else set()) | ({Present.DNS} if dns else set())
+        )
+        self._plain = {
+            family: PlainFamily(family)
+            for family in families.TABLE
+            if family not in KEPT_APART and family.present in present
+        }
         self._process = ProcessAndLoop()
-        self.registry.register(self._process)
+        self._sockets: dict[Reporter, Tally] = {}
+        self._dns = SeriesTable(DnsSeries, clock, limits, fixed=2) if dns else None
+        self._lookups: SeriesTable[LookupSeries] = SeriesTable(LookupSeries, clock, limits)
+        self.clock = clock
+        self.traffic = TrafficSeries(clock, limits)
+        self._tables: dict[str, Table] = {"traffic": self.traffic.table, "on_demand_dns": self._lookups}
+        if self._dns is not None:
+            self._tables["dns"] = self._dns
+        self._plain[families.BUILD].set(1, "ztunnel", version)
+        self.show(
+            families.SOCKETS_OPEN, lambda: {(side,): tally.count for side, tally in self._sockets.items()}
+        )
+        self.show(families.SERIES, lambda: {(of,): len(table) for of, table in self._tables.items()})
+        self.show(
+            families.SERIES_OVERFLOWED,
+            lambda: {(of,): table.overflowed for of, table in self._tables.items() if table.overflowed},
+        )
 
-        def counter(name: str, text: str, labels: Sequence[str] = (), unit: str = "") -> Counter:
-            return Counter(name, text, labels, unit=unit, registry=self.registry)
-
-        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
-            return Gauge(name, text, labels, registry=self.registry)
-
-        build = gauge("istio_build", "Istio component build info.", ("component", "tag"))
-        build.labels("ztunnel", version).set(1)
-        text = "The total number of completed connections to xds server (unstable)."
-        self._xds_terminations = counter("istio_xds_connection_terminations", text, ("reason",))
-        text = "Total number of messages received (unstable)."
-        self._xds_messages = counter("istio_xds_message", text, ("url",))
-        text = "Total number of bytes received (unstable)."
-        self._xds_bytes = counter("istio_xds_message_bytes", text, ("url",), unit="bytes")
-
-        self.traffic = TrafficSeries(clock, most_series, idle_seconds)
-        self.registry.register(self.traffic)
-        text = "The total number of requests that used on-demand DNS (unstable)."
-        self._on_demand_dns = counter("istio_on_demand_dns", text, (*SOURCE_LABELS, "hostname"))
-        self._on_demand_recent = Recent(most_series)
-        self.registry.register(FailedSeries(self.traffic))
-        self._sockets = OpenSockets()
-        self.registry.register(self._sockets)
-        text = "The total number of connections rejected due to CRL certificate revocation (unstable)."
-        self._crl_rejections = counter("istio_crl_policy_rejections", text, ("reporter",))
-        text = "The total number of connections not tracked for CRL enforcement (unstable)."
-        self._crl_untracked = counter("istio_crl_untracked_connections", text, ("reporter",))
-        text = "The total number of repeated attempts to connect (unstable)."
-        self._retries = counter("istio_connect_retries", text, ("reporter",))
-
-        self._dns_recent = Recent(most_series)
-        self._dns: tuple[Counter, Counter, Counter, Histogram] | None = None
-        if dns:
-            self._dns = (
-                counter("istio_dns_requests", "Total number of DNS requests (unstable).", DNS_LABELS),
-                counter(
-                    "istio_dns_upstream_requests",
-                    "Total number of DNS requests forwarded to upstream (unstable).",
-                    DNS_LABELS,
-                ),
-                counter(
-                    "istio_dns_upstream_failures",
-                    "Total number of DNS requests forwarded to upstream that failed (unstable).",
-                    DNS_LABELS,
-                ),
-                Histogram(
-                    "istio_dns_upstream_request_duration_seconds",
-                    "Total time in seconds Istio takes to get DNS response from upstream (unstable).",
-                    DNS_LABELS,
-                    unit="seconds",
-                    buckets=DNS_BUCKETS,
-                    registry=self.registry,
-                ),
-            )
-        if shared:
-            text = "The total number current workloads with active proxies (unstable)."
-            self._active = gauge("workload_manager_active_proxy_count", text)
-            text = "The total number current workloads with pending proxies (unstable)."
-            self._pending = gauge("workload_manager_pending_proxy_count", text)
-            text = "The total number of proxies that were started (unstable)."
-            self._started = counter("workload_manager_proxies_started", text)
-            text = "The total number of proxies that were stopped (unstable)."
-            self._stopped = counter("workload_manager_proxies_stopped", text)
-        self._shared = shared
+    async def run(self) -> NoReturn:
+        """Let idle series go, for ever."""
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            for table in self._tables.values():
+                await table.sweep()
 
     def watch_loop(self, tell: Callable[[Worked], bool] = lambda _: False) -> None:
         """Count the loop's sleeps from now on; call once, inside `trio.run`.
@@ -117,90 +93,120 @@ class Metrics:
         if not tell(watch.worked):  # an instrument takes six calls a turn
             trio.lowlevel.add_instrument(watch)
 
+    def show(self, family: Family, read: Callable[[], Values]) -> None:
+        """Ask for a family's samples whenever they are shown. Nothing where the family does not exist."""
+        if family in self._plain:
+            self._plain[family].read_from(read)
+
+    def count(self, family: Family, *labels: str, by: float = 1) -> None:
+        """Count on in a family whose labels only we write. Nothing where the family does not exist."""
+        if family in self._plain:
+            self._plain[family].add(*labels, by=by)
+
+    def set(self, family: Family, value: float, *labels: str) -> None:
+        """Set a gauge whose labels only we write. Nothing where the family does not exist."""
+        if family in self._plain:
+            self._plain[family].set(value, *labels)
+
     # control plane
     def xds_termination(self, reason: str) -> None:
         """A discovery stream ended: `ConnectionError`, `Error`, `Reconnect` or `Complete`."""
-        self._xds_terminations.labels(reason).inc()
+        self.count(families.XDS_TERMINATIONS, reason)
 
     def xds_message(self, url: str, size: int) -> None:
         """A response came: its type and the sum of its resources' sizes."""
-        self._xds_messages.labels(url).inc()
-        self._xds_bytes.labels(url).inc(size)
+        self.count(families.XDS_MESSAGES, url)
+        self.count(families.XDS_BYTES, url, by=size)
 
     # data plane
     def sockets_open(self, reporter: Reporter) -> Tally:
         """The count of accepted sockets of one side; each is served within it."""
-        found = self._sockets.of.get(reporter)
+        found = self._sockets.get(reporter)
         if found is None:
-            found = self._sockets.of[reporter] = Tally()
+            found = self._sockets[reporter] = Tally()
         return found
 
     def on_demand_dns(self, source: Sequence[str], hostname: str) -> None:
         """A hostname workload was resolved; `source` are the values of `SOURCE_LABELS`."""
-        values = (*source, hostname)
-        dropped = self._on_demand_recent.use(values)
-        if dropped is not None:
-            self._on_demand_dns.remove(*dropped)
-        self._on_demand_dns.labels(*values).inc()
+        self._lookups.get((*source, hostname)).count += 1
 
     def crl_rejection(self, reporter: Reporter) -> None:
         """A peer was turned away, or cut off, because its certificate is revoked."""
-        self._crl_rejections.labels(reporter).inc()
+        self.count(families.CRL_REJECTIONS, reporter)
 
     def crl_untracked(self, reporter: Reporter) -> None:
         """A connection's chain could not be watched for later revocation."""
-        self._crl_untracked.labels(reporter).inc()
+        self.count(families.CRL_UNTRACKED, reporter)
 
     def connect_retry(self, reporter: Reporter) -> None:
         """A connection attempt is repeated at another endpoint."""
-        self._retries.labels(reporter).inc()
+        self.count(families.RETRIES, reporter)
+
+    def flood_cut(self, kind: str) -> None:
+        """A tunnel was ended because its peer flooded it with frames of one kind, by its name in RFC 9113."""
+        self.count(families.FLOODS_CUT, kind)
+
+    def refusal(self, reporter: Reporter, reason: str) -> None:
+        """A connection was refused or failed; `reason` is one of a fixed set."""
+        self.count(families.REFUSALS, reporter, reason)
 
     # DNS: `labels` are the values of DNS_LABELS; without the DNS proxy these do nothing
     def dns_request(self, labels: Sequence[str]) -> None:
-        """A query came in; counted once for each, before the others are."""
+        """A query came in."""
         if self._dns is not None:
-            dropped = self._dns_recent.use(tuple(labels))
-            if dropped is not None:
-                for family in self._dns:
-                    family.remove(*dropped)
-            self._dns[0].labels(*labels).inc()
+            self._dns.get(tuple(labels)).requests += 1
 
     def dns_upstream_request(self, labels: Sequence[str]) -> None:
         """It was passed on to the resolver upstream."""
         if self._dns is not None:
-            self._dns[1].labels(*labels).inc()
+            self._dns.get(tuple(labels)).upstream += 1
 
     def dns_upstream_failure(self, labels: Sequence[str]) -> None:
         """The resolver upstream failed."""
         if self._dns is not None:
-            self._dns[2].labels(*labels).inc()
+            self._dns.get(tuple(labels)).failures += 1
 
     def dns_upstream_duration(self, labels: Sequence[str], seconds: float) -> None:
         """How long the resolver upstream took."""
         if self._dns is not None:
-            self._dns[3].labels(*labels).observe(seconds)
+            self._dns.get(tuple(labels)).observe(seconds)
 
     # in-pod manager; nothing outside shared mode
-    def proxies_active(self, count: int) -> None:
-        """So many pods have a running proxy."""
-        if self._shared:
-            self._active.set(count)
-
-    def proxies_pending(self, count: int) -> None:
-        """So many pods wait for theirs."""
-        if self._shared:
-            self._pending.set(count)
+    def proxies(self, *, active: int, pending: int) -> None:
+        """So many pods have a running proxy, and so many wait for theirs."""
+        self.set(families.PROXIES_ACTIVE, active)
+        self.set(families.PROXIES_PENDING, pending)
 
     def proxy_started(self) -> None:
         """A pod's proxy was started."""
-        if self._shared:
-            self._started.inc()
+        self.count(families.PROXIES_STARTED)
 
     def proxy_stopped(self) -> None:
         """A pod's proxy was stopped."""
-        if self._shared:
-            self._stopped.inc()
+        self.count(families.PROXIES_STOPPED)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The OpenMetrics 1.0 text of all families that have samples. Call it on the loop's thread.
+
+        Between two pieces others may run: each series shows numbers of one moment all the same.
+        """
+        return exposition(self._families())
 
     def render(self) -> bytes:
-        """The OpenMetrics 1.0 text of all families that have samples. Call it on the loop's thread."""
-        return exposition(self.registry.collect()).encode("utf-8", "replace")
+        """All of the text in one step, for tests and small processes."""
+        return b"".join(self.pieces())
+
+    def _families(self) -> Iterator[RenderedFamily]:
+        scrape = Scrape(self.traffic)
+        yield from self._process.families()
+        for family in families.TABLE:
+            if family in self._plain:
+                yield RenderedFamily(family, self._plain[family].lines())
+            elif family is families.OPENED:
+                yield from scrape.families()
+            elif family is families.FAILED:
+                yield scrape.failures()
+            elif family is families.ON_DEMAND_DNS:
+                yield lookup_family(self._lookups)
+            elif family is families.DNS_REQUESTS and self._dns is not None:
+                yield from dns_families(self._dns)

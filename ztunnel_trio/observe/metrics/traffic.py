@@ -2,24 +2,16 @@
 
 A connection has 27 labels and five families, so its series are kept here instead of in
 prometheus-client. The relay adds to two plain integers (`Traffic`); a series sums the live ones when it
-is read. Label text is rendered once a series. Idle series are forgotten, oldest first, when there are
-more than `MOST_SERIES`, or when they have not moved for `IDLE_SECONDS`: Prometheus takes that as a reset.
+is read. Label text is rendered once a series.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
-
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from ztunnel_trio.observe.metrics.exposition import RenderedFamily, label_text
+from ztunnel_trio.observe.metrics.families import CLOSED, FAILED, OPENED, RECEIVED, SENT, Family
 from ztunnel_trio.observe.metrics.labels import FLAGS_AT, SUCCESS, TRAFFIC_LABELS
-
-MOST_SERIES: Final = 20_000
-IDLE_SECONDS: Final = 4 * 3600.0
-LOOK_AT: Final = 16  # series looked at to find one that may be forgotten
+from ztunnel_trio.observe.metrics.series import SeriesLimits, SeriesTable
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +36,11 @@ class Series:
     touched_at: float = 0.0
     texts: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_in_use(self) -> bool:
+        """One of its connections is open."""
+        return bool(self.live)
+
     def text(self, flags: str) -> str:
         """The labels in text form with these response flags."""
         found = self.texts.get(flags)
@@ -63,92 +60,72 @@ class Series:
         self.touched_at = now
 
 
-class TrafficSeries(Collector):
-    """All traffic series, least recently used first."""
+class TrafficSeries:
+    """All traffic series."""
 
-    def __init__(self, clock: Callable[[], float], most: int, idle_seconds: float) -> None:
-        self._clock = clock
-        self._most = most
-        self._idle_seconds = idle_seconds
-        self._series: OrderedDict[tuple[str, ...], Series] = OrderedDict()
+    def __init__(self, clock: Callable[[], float], limits: SeriesLimits) -> None:
+        self.table: SeriesTable[Series] = SeriesTable(Series, clock, limits, fixed=1)
 
     def __len__(self) -> int:
-        return len(self._series)
+        return len(self.table)
 
     def open(self, labels: tuple[str, ...], traffic: Traffic) -> Series:
         """Count a connection opened; its `traffic` is summed until `Series.finish`.
 
         `labels` are the values of `TRAFFIC_LABELS` without the response flags, with or without the
-        four of locality.
+        four of locality. Those of the series returned differ where they were too long or too many.
         """
-        series = self._series.get(labels)
-        if series is None:
-            series = self._series[labels] = Series(labels)
-        else:
-            self._series.move_to_end(labels)
+        series = self.table.get(labels)
         series.opened += 1
         series.live.add(traffic)
-        series.touched_at = self._clock()
-        if len(self._series) > self._most:
-            self._forget_one()
         return series
 
-    def _forget_one(self) -> None:
-        for _ in range(LOOK_AT):
-            labels, series = self._series.popitem(last=False)
-            if not series.live:
-                return
-            self._series[labels] = series  # in use: it counts as recent
 
-    def expire(self) -> None:
-        """Forget what has been idle for too long."""
-        limit = self._clock() - self._idle_seconds
-        idle = [key for key, series in self._series.items() if not series.live and series.touched_at < limit]
-        for key in idle:
-            del self._series[key]
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The numbers of one series, taken together."""
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        self.expire()
-        every = list(self._series.values())
-        name = "istio_tcp_connections_opened"
-        lines = [f"{name}_total{series.text(SUCCESS)} {series.opened}" for series in every]
-        yield RenderedFamily(name, "The total number of TCP connections opened.", lines)
-        name = "istio_tcp_connections_closed"
-        lines = [f"{name}_total{s.text(flags)} {count}" for s in every for flags, count in s.closed.items()]
-        yield RenderedFamily(name, "The total number of TCP connections closed.", lines)
-        name = "istio_tcp_received_bytes"
-        lines = [
-            f"{name}_total{s.text(SUCCESS)} {s.received + sum(t.to_destination for t in s.live)}"
-            for s in every
-        ]
-        text = "The size of total bytes received during request in case of a TCP connection."
-        yield RenderedFamily(name, text, lines)
-        name = "istio_tcp_sent_bytes"
-        lines = [f"{name}_total{s.text(SUCCESS)} {s.sent + sum(t.to_source for t in s.live)}" for s in every]
-        text = "The size of total bytes sent during response in case of a TCP connection."
-        yield RenderedFamily(name, text, lines)
-
-    def failures(self) -> RenderedFamily:
-        """The fifth family, shown behind the on-demand lookups."""
-        name = "istio_tcp_connections_failed"
-        every = self._series.values()
-        lines = [f"{name}_total{s.text(flags)} {count}" for s in every for flags, count in s.failed.items()]
-        return RenderedFamily(
-            name, "The total number of TCP connections that failed to establish (unstable).", lines
-        )
+    series: Series
+    closed: dict[str, int]
+    failed: dict[str, int]
+    received: int
+    sent: int
 
 
-class FailedSeries(Collector):
-    """`TrafficSeries.failures` as a collector of its own, for its place in the order."""
+class Scrape:
+    """One look at all series, in pieces: no family of a series shows a later moment than another.
+
+    The numbers of a series are taken when its first family is written, so `opened` comes first.
+    """
 
     def __init__(self, traffic: TrafficSeries) -> None:
-        self._traffic = traffic
+        self._every = traffic.table.every()
+        self._rows: list[Row] = []
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
+    def families(self) -> Iterator[RenderedFamily]:
+        """The four that come together."""
+        yield RenderedFamily(OPENED, self._opened())
+        yield RenderedFamily(
+            CLOSED, (sample(CLOSED, r, *one) for r in self._rows for one in r.closed.items())
+        )
+        yield RenderedFamily(RECEIVED, (sample(RECEIVED, r, SUCCESS, r.received) for r in self._rows))
+        yield RenderedFamily(SENT, (sample(SENT, r, SUCCESS, r.sent) for r in self._rows))
 
-    def collect(self) -> Iterator[Metric]:
-        yield self._traffic.failures()
+    def failures(self) -> RenderedFamily:
+        """The fifth, shown behind the on-demand lookups."""
+        return RenderedFamily(
+            FAILED, (sample(FAILED, r, *one) for r in self._rows for one in r.failed.items())
+        )
+
+    def _opened(self) -> Iterator[str]:
+        for series in self._every:
+            received = series.received + sum([live.to_destination for live in series.live])
+            sent = series.sent + sum([live.to_source for live in series.live])
+            row = Row(series, dict(series.closed), dict(series.failed), received, sent)
+            self._rows.append(row)
+            yield sample(OPENED, row, SUCCESS, series.opened)
+
+
+def sample(family: Family, row: Row, flags: str, value: int) -> str:
+    """One line of one family."""
+    return f"{family.name}_total{row.series.text(flags)} {value}"

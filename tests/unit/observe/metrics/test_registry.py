@@ -2,7 +2,15 @@ import re
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from ztunnel_trio.observe.metrics import DNS_LABELS, SOURCE_LABELS, TRAFFIC_LABELS, Metrics, Traffic
+from ztunnel_trio.observe.metrics import (
+    DNS_LABELS,
+    SOURCE_LABELS,
+    TRAFFIC_LABELS,
+    Metrics,
+    SeriesLimits,
+    Traffic,
+)
+from ztunnel_trio.observe.metrics.families import CERTIFICATES, NOT_READY_SECONDS, PART_RESTARTS
 
 LABELS = tuple(f"v{number}" for number in range(len(TRAFFIC_LABELS) - 1))
 STABLE = {
@@ -29,6 +37,11 @@ def everything() -> Metrics:
     metrics.crl_rejection("destination")
     metrics.crl_untracked("source")
     metrics.connect_retry("source")
+    metrics.refusal("source", "NO_ROUTE")
+    metrics.flood_cut("PING")
+    metrics.count(PART_RESTARTS, "agent")
+    metrics.set(NOT_READY_SECONDS, 1.5, "proxy")
+    metrics.set(CERTIFICATES, 2, "available")
     labels = ["a"] * len(DNS_LABELS)
     metrics.dns_request(labels)
     metrics.dns_upstream_request(labels)
@@ -67,6 +80,16 @@ def test_families_come_in_their_order() -> None:
         "workload_manager_pending_proxy_count",
         "workload_manager_proxies_started",
         "workload_manager_proxies_stopped",
+        "ztunnel_trio_refusals",
+        "ztunnel_trio_floods_cut",
+        "ztunnel_trio_part_restarts",
+        "ztunnel_trio_clock_steps",
+        "ztunnel_trio_clock_skew_seconds",
+        "ztunnel_trio_ready",
+        "ztunnel_trio_not_ready_seconds",
+        "ztunnel_trio_certificates",
+        "ztunnel_trio_certificate_left_seconds",
+        "ztunnel_trio_series",
     ]
 
 
@@ -82,7 +105,7 @@ def test_the_text_is_what_a_parser_of_openmetrics_takes() -> None:
 def test_a_fresh_registry_shows_plain_metrics_only() -> None:
     text = Metrics(version="1.2.3").render().decode()
 
-    assert text[text.index("# HELP istio_build") :] == (
+    assert text[text.index("# HELP istio_build") : text.index("# HELP ztunnel_trio_clock_steps")] == (
         "# HELP istio_build Istio component build info.\n"
         "# TYPE istio_build gauge\n"
         'istio_build{component="ztunnel",tag="1.2.3"} 1\n'
@@ -100,7 +123,6 @@ def test_a_fresh_registry_shows_plain_metrics_only() -> None:
         "# HELP workload_manager_proxies_stopped The total number of proxies that were stopped (unstable).\n"
         "# TYPE workload_manager_proxies_stopped counter\n"
         "workload_manager_proxies_stopped_total 0\n"
-        "# EOF\n"
     )
 
 
@@ -145,17 +167,21 @@ def test_a_histogram_shows_le_first_and_its_sum_as_a_float() -> None:
 
 
 def test_names_asked_for_by_strangers_are_bounded() -> None:
-    metrics = Metrics(most_series=2)
+    metrics = Metrics(limits=SeriesLimits(most=2))
     for number in (0, 1, 0, 2):
         metrics.on_demand_dns(["a"] * len(SOURCE_LABELS), f"host{number}")
         metrics.dns_request(["a", "udp", "web", f"v{number}"])
 
     text = metrics.render().decode()
 
-    assert "host1" not in text
+    assert "host2" not in text
     assert re.search(r'hostname="host0"\} 2$', text, re.MULTILINE)
-    assert "host2" in text
-    assert 'source_canonical_revision="v1"' not in text
+    assert re.search(r'hostname="overflow"\} 1$', text, re.MULTILINE)
+    assert 'source_canonical_revision="v2"' not in text
+    overflow = 'request_query_type="a",request_protocol="udp"'
+    overflow += ',source_canonical_service="overflow",source_canonical_revision="overflow"'
+    assert f"istio_dns_requests_total{{{overflow}}} 1\n" in text
+    assert 'ztunnel_trio_series_overflowed_total{of="dns"} 1\n' in text
 
 
 def test_without_shared_mode_and_dns_their_families_are_absent() -> None:
@@ -166,19 +192,22 @@ def test_without_shared_mode_and_dns_their_families_are_absent() -> None:
     metrics.dns_upstream_request(labels)
     metrics.dns_upstream_failure(labels)
     metrics.dns_upstream_duration(labels, 1)
-    metrics.proxies_active(1)
-    metrics.proxies_pending(1)
+    metrics.proxies(active=1, pending=1)
     metrics.proxy_started()
     metrics.proxy_stopped()
 
-    assert families(metrics.render().decode()) == ["process_open_fds", "process_max_fds", "istio_build"]
+    shown = families(metrics.render().decode())
+    assert [name for name in shown if not name.startswith("ztunnel_trio_")] == [
+        "process_open_fds",
+        "process_max_fds",
+        "istio_build",
+    ]
 
 
 def test_the_manager_counts_its_proxies() -> None:
     metrics = Metrics()
 
-    metrics.proxies_active(4)
-    metrics.proxies_pending(2)
+    metrics.proxies(active=4, pending=2)
     metrics.proxy_started()
     metrics.proxy_stopped()
 

@@ -1,7 +1,8 @@
 import re
 
 from tests.unit.observe.metrics.test_registry import LABELS, with_reporter
-from ztunnel_trio.observe.metrics import TRAFFIC_LABELS, Metrics, Traffic
+from ztunnel_trio.observe.metrics import TRAFFIC_LABELS, Metrics, SeriesLimits, Traffic
+from ztunnel_trio.observe.metrics.traffic import Scrape
 
 
 def test_traffic_labels_keep_their_order_and_flags_their_place() -> None:
@@ -33,39 +34,46 @@ def test_live_bytes_are_summed_when_read() -> None:
     assert "istio_tcp_connections_failed" not in text
 
 
-def test_the_number_of_idle_series_is_bounded() -> None:
-    metrics = Metrics(clock=lambda: 0.0, most_series=3)
-    live = Traffic()
-    metrics.traffic.open(with_reporter("source", "live"), live)
-    for number in range(10):
+def test_a_family_shows_no_later_moment_than_another() -> None:
+    metrics = Metrics()
+    traffic = Traffic()
+    series = metrics.traffic.open(LABELS, traffic)
+    scrape = Scrape(metrics.traffic)
+    opened, closed, *_ = scrape.families()
+
+    lines = list(opened.lines)
+    series.finish(traffic, "DENY", 0)
+
+    assert len(lines) == 1
+    assert list(closed.lines) == []
+    assert list(scrape.failures().lines) == []
+
+
+def test_too_many_label_sets_are_counted_together_under_their_reporter() -> None:
+    metrics = Metrics(clock=lambda: 0.0, limits=SeriesLimits(most=2))
+    for number in range(5):
         traffic = Traffic()
         metrics.traffic.open(with_reporter("source", f"w{number}"), traffic).finish(traffic, "-", 0)
 
     text = metrics.render().decode()
 
-    assert len(metrics.traffic) == 3
-    assert 'source_workload="live"' in text
-    assert 'source_workload="w9"' in text
-    assert 'source_workload="w0"' not in text
+    assert len(metrics.traffic) == 2
+    rest = 'reporter="source",source_workload="overflow",'
+    assert re.search(rf"^istio_tcp_connections_opened_total\{{{rest}.*\}} 3$", text, re.MULTILINE)
+    assert re.search(rf"^istio_tcp_connections_closed_total\{{{rest}.*\}} 3$", text, re.MULTILINE)
+    assert 'ztunnel_trio_series_overflowed_total{of="traffic"} 3\n' in text
 
 
-def test_series_in_use_are_never_dropped() -> None:
-    metrics = Metrics(most_series=2)
-    for number in range(5):
-        metrics.traffic.open(with_reporter("source", f"w{number}"), Traffic())
-
-    assert len(metrics.traffic) == 5
-
-
-def test_idle_series_expire() -> None:
+def test_series_in_use_are_never_forgotten_and_idle_ones_leave_whole() -> None:
     now = [0.0]
-    metrics = Metrics(clock=lambda: now[0], idle_seconds=60)
+    metrics = Metrics(clock=lambda: now[0], limits=SeriesLimits(idle_seconds=60))
     traffic = Traffic()
-    metrics.traffic.open(with_reporter("source", "old"), traffic).finish(traffic, "-", 0)
+    metrics.traffic.open(with_reporter("source", "old"), traffic).finish(traffic, "DENY", 0)
     metrics.traffic.open(with_reporter("source", "live"), Traffic())
     now[0] = 61
 
-    text = metrics.render().decode()
+    metrics.traffic.table.expire()
 
+    text = metrics.render().decode()
     assert 'source_workload="old"' not in text
     assert 'source_workload="live"' in text
