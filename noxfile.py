@@ -19,13 +19,14 @@ nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
-CODE = ("ztunnel_trio", "tests", "noxfile.py")
+CODE = ("ztunnel_trio", "tests", "charts", "noxfile.py")
 # Not 912 and 913: they flag each loop that attempts first and waits only when it must, as our sockets do.
 ASYNC_RULES = "ASYNC900,ASYNC911"
 RUNTIME_PROTOS = ("xds.proto", "workload.proto", "authorization.proto")  # by the hundred thousand: protobuf
 MESSAGE_PROTOS = ("citadel.proto", "zds.proto")  # one at a time: betterproto2
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 OWN_IMPORT = re.compile(r"^import (\w+_pb2)", re.MULTILINE)
+HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
 H2SPEC = "github.com/summerwind/h2spec/cmd/h2spec@latest"
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
@@ -102,6 +103,24 @@ def h2spec(session: nox.Session) -> None:
         session.run("go", "install", H2SPEC, external=True, env={"GOBIN": str(made)})
     session.env["H2SPEC"] = str(binary)
     pytest(session, "tests/netns/test_h2spec.py", "-rP")
+
+
+@nox.session(default=False)
+def chart(session: nox.Session) -> None:
+    """The chart through helm, built with Go where there is none. `-- --write`: make anew what is kept."""
+    session.install("-e", ".", *group("chart"))
+    if shutil.which("helm") is None:
+        if shutil.which("go") is None:
+            session.skip("there is no helm, and no Go to build it with")
+        made = Path(session.create_tmp()).resolve()
+        session.env["HELM"] = str(made / "helm")
+        if not (made / "helm").exists():
+            session.run("go", "install", HELM, external=True, env={"GOBIN": str(made)})
+    if "--write" in session.posargs:
+        session.run("python", "charts/reference.py")
+        session.run("python", "-m", "tests.chart.cases")
+        return
+    session.run("pytest", "tests/chart", *session.posargs)
 
 
 @nox.session(default=False)
