@@ -50,7 +50,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", *CODE)
     exclude = "--exclude=ztunnel_trio/pb"
     session.run("flake8", f"--select={ASYNC_RULES}", f"--enable={ASYNC_RULES}", exclude, *CODE)
-    session.run("codespell", *CODE, "docs", "README.md", "CHANGELOG.md", "protos")
+    session.run("codespell", *CODE, "docs", *[path.name for path in ROOT.glob("*.md")], "protos")
 
 
 @nox.session

@@ -10,11 +10,14 @@ import click
 import h11
 import trio
 
+from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.lab import demo as demonstration
 from ztunnel_trio.lab import http, launch, privilege
 from ztunnel_trio.lab.cni import ProxyGone
 from ztunnel_trio.lab.mesh import FoundLab, Lab, ProxyRefused, find_labs
 from ztunnel_trio.lab.netlink import KernelLacks
+from ztunnel_trio.lab.policy_file import PolicyFile, follow
+from ztunnel_trio.lab.proxy_log import proxy_logs, reasons
 from ztunnel_trio.lab.proxy_process import ProxyFailed
 from ztunnel_trio.lab.report import Teller, teller
 
@@ -22,6 +25,7 @@ T = TypeVar("T")
 
 _CLONE_NEWUSER: Final = 0x10000000
 _CALL_SECONDS: Final = 10.0
+_TAKEN_SECONDS: Final = 15.0  # istiod gives a proxy ten to answer
 _CANNOT: Final = 2  # the machine or the user cannot run it at all
 _SIGNAL_EXIT: Final = 128  # shells: 128 + the signal's number
 
@@ -125,6 +129,8 @@ def call(host: str, target: str, path: str) -> None:
     found = _chosen()
     address = found.addresses.get(target, target)
     namespace = _enter(host)
+    logs = proxy_logs(found.directory)
+    marks = {node: log.mark() for node, log in logs.items()}
     try:
         fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         launch.enter(fd)
@@ -132,11 +138,50 @@ def call(host: str, target: str, path: str) -> None:
     except trio.TooSlowError as error:
         raise click.ClickException("no answer in time") from error
     except (OSError, h11.RemoteProtocolError, trio.BrokenResourceError, ValueError) as error:
-        raise click.ClickException(f"no answer: {error}") from error
+        told = trio.run(reasons, logs, marks)
+        raise click.ClickException("\n".join([f"no answer: {error}", *told])) from error
     click.echo(f"HTTP {response.status}")
     click.echo(response.text)
     if response.status >= 400:
         sys.exit(1)
+
+
+@lab.group()
+def policy() -> None:
+    """Look at the policies of the mesh, or change them."""
+
+
+@policy.command(name="list")
+def list_policies() -> None:
+    """The policies as istiod sends them, and the file: edit it, every change reaches the proxies."""
+    file = PolicyFile(_chosen().directory)
+    try:
+        text = file.text()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"# {file.path}")
+    click.echo(text.rstrip("\n"))
+
+
+@policy.command(name="delete")
+@click.argument("name")
+def delete_policy(name: str) -> None:
+    """Take a policy away and wait until every proxy has taken that."""
+    file = PolicyFile(_chosen().directory)
+    try:
+        complaint = trio.run(_wait_taken, file, file.delete(name))
+    except trio.TooSlowError as error:
+        raise click.ClickException("the proxies have not answered in time") from error
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    if complaint:
+        raise click.ClickException(complaint)
+    click.echo(f"policy {name} deleted, every proxy has taken it")
+
+
+async def _wait_taken(file: PolicyFile, text: str) -> str:
+    with trio.fail_after(_TAKEN_SECONDS):
+        return await file.wait_taken(text)
 
 
 async def until_signal(work: Callable[[], Awaitable[T]]) -> T:
@@ -167,12 +212,15 @@ async def until_signal(work: Callable[[], Awaitable[T]]) -> T:
 
 def _stay_up(tell: Teller) -> Callable[[Lab], Awaitable[None]]:
     async def wait(lab: Lab) -> None:
-        for line in demonstration.next_lines(lab):
-            tell.note(line)
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async for _ in signals:
-                tell.note("taking it down")
-                return
+        async with trio.open_nursery() as nursery:
+            await nursery.start(follow, lab, PolicyFile(lab.directory))
+            for line in demonstration.next_lines(lab):
+                tell.note(line)
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    tell.note("taking it down")
+                    nursery.cancel_scope.cancel(reason="taken down")
+                    return
 
     return wait
 

@@ -52,7 +52,17 @@ def test_a_kept_demo_can_be_looked_into_and_ends_with_ctrl_c(tmp_path: Path) -> 
         assert "web-api" in run_program(*mesh, "list").stdout
         assert "HTTP 200" in run_program(*mesh, "call", "node-1", "127.0.0.1:15021", "/healthz/ready").stdout
         assert "HTTP 200" in run_program(*mesh, "call", "sleep", "web-api").stdout
+        refused = run_program(*mesh, "call", "client", "web-api")
+        assert refused.returncode == 1
+        assert "node-2 inbound: " in refused.stderr
+        assert "explicitly denied by: default/keep-foo-out" in refused.stderr
+        broken = Path(run_program(*mesh, "policy", "list").stdout.split()[1])
+        broken.write_text(broken.read_text().replace("DENY", "NEVER"))  # an editor's mistake changes nothing
         assert run_program(*mesh, "call", "client", "web-api").returncode == 1
+        assert "NEVER" in run_program(*mesh, "policy", "delete", "keep-foo-out").stderr
+        broken.write_text(broken.read_text().replace("NEVER", "DENY"))
+        assert run_program(*mesh, "policy", "delete", "keep-foo-out").returncode == 0
+        assert "HTTP 200" in run_program(*mesh, "call", "client", "web-api").stdout
         shown = run_program(*mesh, "exec", "sleep", "cat", "/proc/net/tcp6")
         assert f":{15008:04X} " in shown.stdout
         assert "there are" in run_program(*mesh, "exec", "nobody", "true").stderr

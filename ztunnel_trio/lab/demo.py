@@ -338,14 +338,17 @@ async def _others_served(scene: Scene) -> bool:
 
 def next_lines(lab: Lab) -> list[str]:
     """What to type while a kept demo is up."""
-    web = lab.address_of(CHAIN[0])
     mesh = "ztunnel-trio lab" if len(find_labs()) == 1 else f"ztunnel-trio lab --pid {os.getpid()}"
+    web = CHAIN[0]
     return [
         "The mesh is up. In another terminal:",
-        f"  {mesh} list",
-        f"  {mesh} call sleep {web}     # allowed",
-        f"  {mesh} call client {web}    # refused by default/{POLICY}",
-        f"  {mesh} exec recommendation sh            # a shell in that pod's network",
+        f"  {mesh} list                      # nodes, pods, services",
+        f"  {mesh} call sleep {web}        # allowed",
+        f"  {mesh} call client {web}       # refused, with the proxies' own words",
+        f"  {mesh} policy list               # the policies, and the file they come from",
+        f"  {mesh} policy delete {POLICY}",
+        f"  {mesh} call client {web}       # now it is allowed",
+        f"  {mesh} exec recommendation sh    # a shell in that pod's network",
         f"  {mesh} call node-1 127.0.0.1:15000 /config_dump",
         f"  tail -f {lab.directory}/node-*/proxy.log",
         "Ctrl-C takes it down.",

@@ -17,6 +17,9 @@ _FIELD: Final = re.compile(r'([\w.]+)=("(?:[^"\\]|\\.)*"|\S+)')
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z")
 _HEAD: Final = frozenset(("time", "level", "scope", "message"))
 _POLL_SECONDS: Final = 0.01
+_REASON_SECONDS: Final = 2.0
+_OTHER_SECONDS: Final = 0.5
+_DIRECTIONS: Final = ("outbound", "inbound")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +119,30 @@ class ProxyLog:
         while not (found := [line for line in self.raw(mark) if text in line]):  # noqa: ASYNC110  nor here
             await trio.sleep(_POLL_SECONDS)
         return found[0]
+
+
+def proxy_logs(directory: Path) -> dict[str, ProxyLog]:
+    """The logs of a lab's proxies by the node's name; the lab may be another process's."""
+    return {path.parent.name: ProxyLog(path) for path in sorted(directory.glob("*/proxy.log"))}
+
+
+async def reasons(logs: Mapping[str, ProxyLog], marks: Mapping[str, int]) -> list[str]:
+    """What the proxies wrote since these marks of connections that failed: `node-2 inbound: …`.
+
+    Waits for the first such line a little while, since it is written when the connection has ended, and then
+    for the other proxy's.
+    """
+    found: list[str] = []
+    with trio.move_on_after(_REASON_SECONDS) as waiting:
+        while len(found) < len(_DIRECTIONS):
+            await trio.sleep(_POLL_SECONDS)
+            failed = [
+                (node, line)
+                for node, log in logs.items()
+                for line in log.access(marks[node])
+                if line.get("error")
+            ]
+            if failed and not found:
+                waiting.deadline = trio.current_time() + _OTHER_SECONDS
+            found = [f"{node} {line.get('direction')}: {line.get('error')}" for node, line in failed]
+    return found

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from tests.fakes.trio_test import trio_test
-from ztunnel_trio.lab.proxy_log import ProxyLog, parse_line
+from ztunnel_trio.lab.proxy_log import ProxyLog, parse_line, proxy_logs, reasons
 
 PLAIN = (
     "2026-01-02T03:04:05.678901Z\terror\taccess\tconnection complete\tsrc.addr=10.77.2.10:40000 "
@@ -71,3 +71,18 @@ async def test_waiting_for_a_line_ends_when_it_is_written(tmp_path: Path) -> Non
         nursery.start_soon(log.wait_text, "quoted")
         await trio.testing.wait_all_tasks_blocked()
         log.path.write_text(PLAIN + "\n")
+
+
+@trio_test(autojump=True)
+async def test_reasons_are_the_errors_of_access_lines_since_the_marks(tmp_path: Path) -> None:
+    inbound, old = tmp_path / "node-2" / "proxy.log", PLAIN.replace("text", "old")
+    inbound.parent.mkdir()
+    inbound.write_text(old + "\n")
+    logs = proxy_logs(tmp_path)
+    marks = {node: log.mark() for node, log in logs.items()}
+    assert await reasons(logs, marks) == []
+
+    with inbound.open("a") as file:
+        file.write(PLAIN.replace(' error="', ' unerror="') + "\n" + PLAIN + "\n")
+
+    assert await reasons(logs, marks) == ['node-2 inbound: a "quoted" text = here']

@@ -1,0 +1,1 @@
+"""The documentation held to the program: commands that run, pages as generated, alerts that are checked."""
