@@ -25,6 +25,7 @@ ASYNC_RULES = "ASYNC900,ASYNC911"
 RUNTIME_PROTOS = ("xds.proto", "workload.proto", "authorization.proto")  # by the hundred thousand: protobuf
 MESSAGE_PROTOS = ("citadel.proto", "zds.proto")  # one at a time: betterproto2
 BENCHMARKS = ROOT / "tests" / "benchmarks"
+NO_BENCHMARKS = ("__init__", "load", "yardstick")
 OWN_IMPORT = re.compile(r"^import (\w+_pb2)", re.MULTILINE)
 HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
 H2SPEC = "github.com/summerwind/h2spec/cmd/h2spec@latest"
@@ -223,9 +224,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks named behind `--`, or all of tests/benchmarks; `-- datapath --json FILE`."""
+    """Run the benchmarks named behind `--`, or all: `-- datapath --beside ../old/.venv/bin/ztunnel-trio`."""
     session.install("-e", ".", *group("test"), *group("bench"))
-    every = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in ("__init__", "load"))
+    every = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in NO_BENCHMARKS)
     names = [name for name in session.posargs if name in every] or every
     options = [option for option in session.posargs if option not in every]
     for name in names:

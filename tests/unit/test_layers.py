@@ -112,12 +112,12 @@ def test_every_room_has_a_tier() -> None:
 
 
 def test_every_unit_test_mirrors_a_module() -> None:
-    """tests/unit/<room>/test_<file>.py tests ztunnel_trio/<room>/<file>.py; tests/unit/fakes the fakes."""
+    """tests/unit/ROOM/test_FILE.py tests ztunnel_trio/ROOM/FILE.py; tests/unit/{fakes,benchmarks} those."""
     for path in TESTS.rglob("test_*.py"):
         where = path.relative_to(TESTS)
         name = "__main__" if where.name == "test_main.py" else where.stem.removeprefix("test_")
         if where.parts == ("test_layers.py",):
             continue
-        base = ROOT / "tests" if where.parts[0] == "fakes" else PACKAGE
+        base = ROOT / "tests" if where.parts[0] in ("fakes", "benchmarks") else PACKAGE
         source = base / where.parent / f"{name}.py"
         assert source.exists(), f"{where} tests nothing: there is no {source.relative_to(ROOT)}"
