@@ -97,6 +97,10 @@ class FakeCertificates:
     """Has a certificate for everybody, but for the identities in `missing`."""
 
     missing: set[SpiffeId] = field(default_factory=set)
+    forgotten: int = 0
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
     async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
         await trio.lowlevel.checkpoint()

@@ -38,6 +38,7 @@ from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.mesh import Batch, Mesh
+from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import FromFile
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateResponse
@@ -266,7 +267,7 @@ async def test_a_certificate_for_somebody_else_is_refused(place: Path, answer: l
 
     async with serving(place, {CREATE_CERTIFICATE_PATH: behave}) as served:
         with pytest.raises(Unavailable) as caught:
-            await provider(place, served.port).fetch(SLEEP)
+            await provider(place, served.port).fetch(CertificateKey(SLEEP))
     assert str(caught.value) == text
 
 
@@ -285,7 +286,7 @@ async def test_a_certificate_of_the_ca_that_does_not_hold_is_told(
 ) -> None:
     async with serving(place, {CREATE_CERTIFICATE_PATH: Ca().serve}, certificate) as served:
         with pytest.raises(Unavailable) as caught:
-            await provider(place, served.port).fetch(SLEEP)
+            await provider(place, served.port).fetch(CertificateKey(SLEEP))
 
     assert str(caught.value) == (
         f"signing gRPC error (Unknown error): client error (Connect): invalid peer certificate: {text}"

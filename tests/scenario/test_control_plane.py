@@ -31,6 +31,7 @@ from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import NetworkAddress
+from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import FromFile, Literal
 from ztunnel_trio.pb import authorization_pb2, workload_pb2, xds_pb2
@@ -463,7 +464,7 @@ def provider(
 async def test_a_certificate_is_asked_for_by_impersonation_and_checked(place: Path) -> None:
     ca = Ca()
     async with serving(place, {CREATE_CERTIFICATE_PATH: ca.serve}) as served:
-        got = await provider(place, served.port).fetch(SLEEP)
+        got = await provider(place, served.port).fetch(CertificateKey(SLEEP))
 
     assert got.identity == SLEEP
     assert (ca.asked[0].validity_duration, ca.metadata[0]["authorization"]) == (86400, "Bearer secret")
@@ -475,7 +476,7 @@ async def test_a_dedicated_proxy_asks_for_itself(place: Path) -> None:
     ca = Ca()
     async with serving(place, {CREATE_CERTIFICATE_PATH: ca.serve}) as served:
         got = await provider(place, served.port, CaSettings(impersonate=False, lifetime_seconds=60)).fetch(
-            SpiffeId("td", "x", "y")
+            CertificateKey(SpiffeId("td", "x", "y"))
         )
 
     assert ca.asked[0].metadata is None
@@ -493,7 +494,7 @@ async def test_a_token_is_read_anew_for_every_call(place: Path, tmp_path: Path) 
             if content is not None:
                 token.write_text(content)
             try:
-                await source.fetch(SLEEP)
+                await source.fetch(CertificateKey(SLEEP))
             except Unavailable as error:
                 texts.append(str(error))
 
@@ -513,7 +514,7 @@ async def test_a_refusal_reads_as_operators_know_it(place: Path) -> None:
 
     async with serving(place, {CREATE_CERTIFICATE_PATH: Ca(behave=refuse).serve}) as served:
         with pytest.raises(Unavailable) as caught:
-            await provider(place, served.port).fetch(SLEEP)
+            await provider(place, served.port).fetch(CertificateKey(SLEEP))
 
     assert str(caught.value) == (
         "signing gRPC error (The request does not have valid authentication credentials): "
@@ -532,7 +533,7 @@ async def test_a_connection_lost_under_a_call_is_tried_once_more(place: Path) ->
                 await trio.sleep_forever()
 
         ca.behave = drop_once
-        assert (await provider(place, served.port).fetch(SLEEP)).identity == SLEEP
+        assert (await provider(place, served.port).fetch(CertificateKey(SLEEP))).identity == SLEEP
 
     assert len(ca.asked) == 2
 
@@ -544,7 +545,7 @@ async def test_a_silent_ca_is_given_up_at_the_deadline(place: Path) -> None:
 
     async with serving(place, {CREATE_CERTIFICATE_PATH: Ca(behave=sleep).serve}) as served:
         with pytest.raises(Unavailable, match=r"signing gRPC error \(Deadline expired before operation"):
-            await provider(place, served.port, CaSettings(deadline_seconds=0.3)).fetch(SLEEP)
+            await provider(place, served.port, CaSettings(deadline_seconds=0.3)).fetch(CertificateKey(SLEEP))
 
 
 @trio_test
@@ -553,14 +554,14 @@ async def test_no_ca_and_an_unknown_root_are_named(place: Path, tmp_path: Path) 
         with pytest.raises(
             Unavailable, match=r"\(Unknown error\): client error \(Connect\): tcp connect error: "
         ):
-            await provider(place, 1).fetch(SLEEP)
+            await provider(place, 1).fetch(CertificateKey(SLEEP))
     (tmp_path / "root.pem").write_text(Authority.root("other").pem)
     (tmp_path / "token").write_text("secret")
     async with serving(place, {CREATE_CERTIFICATE_PATH: Ca().serve}) as served:
         with pytest.raises(Unavailable, match="invalid peer certificate: "):
-            await provider(tmp_path, served.port).fetch(SLEEP)
+            await provider(tmp_path, served.port).fetch(CertificateKey(SLEEP))
         (tmp_path / "root.pem").write_text(ROOT.pem)  # a rotated root is read by the next call
-        await provider(tmp_path, served.port).fetch(SLEEP)
+        await provider(tmp_path, served.port).fetch(CertificateKey(SLEEP))
 
 
 @pytest.mark.parametrize(
@@ -578,7 +579,7 @@ async def test_a_bad_chain_is_named(place: Path, chain: list[str], text: str) ->
 
     async with serving(place, {CREATE_CERTIFICATE_PATH: answer}) as served:
         with pytest.raises(Unavailable) as caught:
-            await provider(place, served.port).fetch(SLEEP)
+            await provider(place, served.port).fetch(CertificateKey(SLEEP))
 
     assert str(caught.value) == text
 
@@ -592,7 +593,7 @@ async def test_an_answer_that_is_no_message_is_named(place: Path, garbage: bytes
 
     async with serving(place, {CREATE_CERTIFICATE_PATH: answer}) as served:
         with pytest.raises(Unavailable, match=r"signing gRPC error \(Internal error\): failed to decode"):
-            await provider(place, served.port).fetch(SLEEP)
+            await provider(place, served.port).fetch(CertificateKey(SLEEP))
 
 
 def test_cancelled_at_any_step_the_stream_leaves_nothing_behind(place: Path) -> None:

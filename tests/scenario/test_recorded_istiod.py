@@ -24,6 +24,7 @@ from ztunnel_trio.control.grpc import BadStatus, ServerCall
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.pb.messages.istio.v1.auth import IstioCertificateRequest, IstioCertificateResponse
 from ztunnel_trio.pb.xds_pb2 import DeltaDiscoveryResponse, Resource
@@ -163,9 +164,9 @@ async def test_every_answer_of_the_ca_is_taken(place: Path, row: Signing) -> Non
     async with serving(place, {CREATE_CERTIFICATE_PATH: answer}) as served:
         if given is None:
             with pytest.raises(Unavailable) as caught:
-                await provider(place, served.port).fetch(identity)
+                await provider(place, served.port).fetch(CertificateKey(identity))
             assert str(caught.value) == f"signing gRPC error ({GrpcCode(row.code).sentence}): {row.text}"
         else:
-            certificate = await provider(place, served.port).fetch(identity)
+            certificate = await provider(place, served.port).fetch(CertificateKey(identity))
             assert certificate.identity == identity
             assert (certificate.not_after - certificate.not_before).total_seconds() == int(given[2])

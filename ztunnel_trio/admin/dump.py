@@ -169,23 +169,27 @@ class CertificateRoom(Protocol):
 
 
 def certificates_part(keeper: CertificateRoom) -> Listed:
-    """`certificates`, sorted by identity."""
+    """`certificates`, sorted by identity and pod."""
     states: dict[str, CertificateState] = {}
 
     def keys() -> list[str]:
         states.clear()
-        states.update({str(state.identity): state for state in keeper.dump()})
+        states.update({str(state.key): state for state in keeper.dump()})
         return list(states)
 
-    return Listed(keys, lambda identity: certificate_document(states[identity]))
+    return Listed(keys, lambda key: certificate_document(states[key]))
 
 
 def certificate_document(state: CertificateState) -> Json:
-    """One identity: its state, and the certificates when there are any, leaf first, roots apart."""
-    held = state.certificate
+    """One key: its state, and the certificates when there are any, leaf first, roots apart.
+
+    The pod is named where it has a certificate of its own.
+    """
+    held, pod = state.certificate, state.key.pod
     chain = () if held is None else (held.leaf_der, *held.intermediates_der)
     return {
-        "identity": str(state.identity),
+        "identity": str(state.key.identity),
+        **({} if pod is None else {"pod": {"uid": pod.uid, **info_document(pod.info)}}),
         "state": state.state,
         "certChain": [x509_document(der) for der in chain],
         "rootCerts": [x509_document(der) for der in (() if held is None else held.roots_der)],

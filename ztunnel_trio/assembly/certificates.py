@@ -12,6 +12,7 @@ from ztunnel_trio.control.ca_client import CaClient, CaSettings
 from ztunnel_trio.control.grpc import ChannelSettings
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.mesh.mesh import Changes
+from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.source import FromFile, RootSource
 from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.tls import TlsContexts
@@ -58,12 +59,15 @@ def check_readable(name: str, roots: RootSource) -> None:
 
 
 def follow_workloads(keeper: Keeper, contexts: TlsContexts, changes: Changes) -> None:
-    """Have certificates of this node's workloads ready before they are needed, and forget them after."""
+    """Have certificates of this node's workloads ready before they are needed, and forget them after.
+
+    Certificates of pods that are attested are held by the pods' proxies.
+    """
     for workload in changes.put:
-        if workload.wants_certificate:
-            keeper.prefetch(workload.identity)
+        if workload.wants_certificate and not keeper.attests_pods:
+            keeper.prefetch(CertificateKey(workload.identity))
     for workload in changes.forgotten:
-        keeper.forget(workload.identity)
+        keeper.forget(CertificateKey(workload.identity))
         contexts.forget(workload.identity)
 
 

@@ -28,7 +28,7 @@ def make_workload_proxies(parts: Parts, nursery: trio.Nursery) -> WorkloadProxie
     node = Node(
         settings=proxy_settings(config),
         live=parts.live,
-        certificates=parts.keeper,
+        certificates=parts.keeper.of_pod(None),
         contexts=parts.contexts,
         engine=parts.engine,
         access=AccessLog(parts.metrics),
@@ -49,7 +49,9 @@ def make_workload_proxies(parts: Parts, nursery: trio.Nursery) -> WorkloadProxie
         return SocketFactory(None, here)
 
     make_name_server = partial(make_dns_server, parts) if config.dns_proxy else None
-    return WorkloadProxies(node, nursery, parts.drain, make_sockets, make_name_server)
+    return WorkloadProxies(
+        node, nursery, parts.drain, make_sockets, make_name_server, certificates_of=parts.keeper.of_pod
+    )
 
 
 def proxy_settings(config: Config) -> ProxySettings:

@@ -1,18 +1,20 @@
 """Workload certificates over their life: fetched once for all who ask, renewed, kept through outages.
 
-Theory of operation. Each identity somebody asked for has one worker task: it waits for a slot, fetches,
+Theory of operation. Each key somebody asked for has one worker task: it waits for a slot, fetches,
 publishes the result, and sleeps until `decide.renew` wants the next fetch. Nobody else fetches.
-`certificate()` waits for the first result of an identity and from then on returns what is there: a
+`certificate()` waits for the first result of a key and from then on returns what is there: a
 certificate, or at once the error of the last fetch, for the worker retries by itself and a storm of
 connections must not become one of requests.
 
 A limited number of fetches run at a time. Who waits for a slot is served by priority: a connection
 (REAL_TIME) before a workload that may soon need it (WARMUP) before a renewal (BACKGROUND).
 
-Forgetting an identity fails its waiters and stops its worker; a fetch already with the authority is left
+Forgetting a key fails its waiters and stops its worker; a fetch already with the authority is left
 to end, and a request that comes before then takes its result over.
 
-The `CertificateProvider` says where certificates come from: a CA that signs, or a service that pushes.
+A `certs.provider.CertificateProvider` says where certificates come from: a CA that signs, or a service that
+pushes. Where it attests pods, each pod has a key, a worker and a certificate of its own; else all pods of an
+identity share one.
 """
 
 import logging
@@ -21,10 +23,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 import trio
 
+from ztunnel_trio.certs.provider import CertificateProvider, Pending, Withdrawn
 from ztunnel_trio.decide.renew import (
     DEFAULT_PATIENCE,
     Failures,
@@ -37,36 +40,12 @@ from ztunnel_trio.decide.renew import (
 )
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.certificate import WorkloadCertificate
+from ztunnel_trio.model.certificate_key import CertificateKey, Pod
 from ztunnel_trio.model.identity import SpiffeId
 
 log = logging.getLogger("ztunnel::identity::manager")
 
 FORGOTTEN: Final = "the identity is no longer needed"
-
-
-class CertificateProvider(Protocol):
-    """Where certificates come from.
-
-    One that signs on request waits for ever in `changed`. One that is pushed certificates (SPIRE, files)
-    answers `fetch` with the newest it has, waiting for the first, and returns from `changed` when there is
-    a newer one than the last fetch gave. `close` ends what it holds for an identity.
-    """
-
-    async def fetch(self, identity: SpiffeId) -> WorkloadCertificate:
-        """Get a certificate.
-
-        Raises:
-            Unavailable: with the text that waiters, logs and the config dump show.
-        """
-        ...
-
-    async def changed(self, identity: SpiffeId) -> None:
-        """Return when `fetch` would give something newer than it did last."""
-        ...
-
-    def close(self, identity: SpiffeId) -> None:
-        """Drop what is held for an identity nobody needs any more. Must not block."""
-        ...
 
 
 class Priority(IntEnum):
@@ -91,9 +70,9 @@ class Available:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """No certificate to use; the text of the last failure."""
+    """No certificate to use, and why."""
 
-    error: str
+    error: Unavailable
 
 
 State = Initializing | Available | Missing
@@ -101,9 +80,9 @@ State = Initializing | Available | Missing
 
 @dataclass(frozen=True, slots=True)
 class CertificateState:
-    """One identity for the config dump; `state` is `Initializing`, `Available` or `Unavailable: <error>`."""
+    """One key for the config dump; `state` is `Initializing`, `Available` or `Unavailable: <error>`."""
 
-    identity: SpiffeId
+    key: CertificateKey
     state: str
     certificate: WorkloadCertificate | None
 
@@ -118,26 +97,36 @@ class KeeperSettings:
     """A certificate that is past its half-life when it comes is not asked for again sooner."""
     most_identities: int = 10_000
     """Beyond it prefetching stops and new identities are refused; far above the pods of any node."""
+    pending_seconds: float = 3.0
+    """How long a connection waits for what has not come yet, though it was looked for before."""
     patience: Patience = DEFAULT_PATIENCE
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """What is published of an identity; replaced when it is forgotten and asked for again."""
+    """What is published of a key; replaced when it is forgotten and asked for again."""
 
-    identity: SpiffeId
+    key: CertificateKey
     state: State = Initializing()
     settled: trio.Event = field(default_factory=trio.Event)  # a first result, or forgotten
+    news: trio.Event = field(default_factory=trio.Event)  # the next result, or forgotten
     is_forgotten: bool = False
 
     def publish(self, state: State) -> None:
         self.state = state
         self.settled.set()
+        news, self.news = self.news, trio.Event()
+        news.set()
+
+    def forget(self) -> None:
+        self.is_forgotten = True
+        self.settled.set()
+        self.news.set()
 
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """The task that serves an identity. `entry` is None when it was forgotten during a fetch."""
+    """The task that serves a key. `entry` is None when it was forgotten during a fetch."""
 
     entry: _Entry | None
     priority: Priority
@@ -194,8 +183,8 @@ class Keeper:
         self._now = now
         self._rng = rng
         self._settings = settings or KeeperSettings()
-        self._entries: dict[SpiffeId, _Entry] = {}
-        self._workers: dict[SpiffeId, _Worker] = {}
+        self._entries: dict[CertificateKey, _Entry] = {}
+        self._workers: dict[CertificateKey, _Worker] = {}
         self._slots = _Slots(self._settings.fetches_at_once)
         self._nursery: trio.Nursery | None = None
 
@@ -204,81 +193,105 @@ class Keeper:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                for identity, worker in self._workers.items():
-                    nursery.start_soon(self._work, identity, worker)
+                for key, worker in self._workers.items():
+                    nursery.start_soon(self._work, key, worker)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
         raise AssertionError("unreachable")
 
-    async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
-        """The certificate of an identity, fetched if nobody asked for it before.
+    @property
+    def attests_pods(self) -> bool:
+        """Whether each pod has certificates of its own, which cannot be had before it is here."""
+        return self._provider.attests_pods
 
-        Cancelling this does not cancel the fetch: others may wait for it, now or later.
+    def key_of(self, identity: SpiffeId, pod: Pod | None) -> CertificateKey:
+        """What a pod's certificate of an identity is kept under."""
+        return CertificateKey(identity, pod if self._provider.attests_pods else None)
+
+    def of_pod(self, pod: Pod | None) -> "PodCertificates":
+        """The certificates as one pod's proxy asks for them; None where it is no pod's."""
+        return PodCertificates(self, pod)
+
+    async def certificate(self, key: CertificateKey) -> WorkloadCertificate:
+        """The certificate of a key, fetched if nobody asked for it before.
+
+        Cancelling this does not cancel the fetch: others may wait for it, now or later. What has not come
+        yet is looked for once more, and waited for a little.
 
         Raises:
-            Unavailable: the last fetch failed and nothing valid is left, or the identity was forgotten.
+            Unavailable: the last fetch failed and nothing valid is left, or the key was forgotten.
         """
-        entry = self._request(identity, Priority.REAL_TIME)
+        entry = self._request(key, Priority.REAL_TIME)
         await entry.settled.wait()
+        if isinstance(entry.state, Missing) and isinstance(entry.state.error, Pending):
+            self._provider.hurry(key)
+            with trio.move_on_after(self._settings.pending_seconds):
+                await entry.news.wait()
         if entry.is_forgotten:
             raise Unavailable(FORGOTTEN)
         match entry.state:
             case Available(certificate):
                 return certificate
             case Missing(error):
-                raise Unavailable(error)
+                raise Unavailable(str(error)) from error
             case Initializing():
                 raise AssertionError("settled without a result")
 
-    def current(self, identity: SpiffeId) -> WorkloadCertificate | None:
+    def current(self, key: CertificateKey) -> WorkloadCertificate | None:
         """The certificate at hand, without asking for one."""
-        entry = self._entries.get(identity)
+        entry = self._entries.get(key)
         return entry.state.certificate if entry and isinstance(entry.state, Available) else None
 
-    def prefetch(self, identity: SpiffeId) -> None:
+    def prefetch(self, key: CertificateKey) -> None:
         """Have a certificate ready before a connection needs it; a failure is logged and retried."""
         try:
-            self._request(identity, Priority.WARMUP)
+            self._request(key, Priority.WARMUP)
         except Unavailable as error:
             log.info("couldn't prefetch: %s", error)
 
-    def forget(self, identity: SpiffeId) -> None:
-        """Drop an identity no workload here has any more; its waiters fail."""
-        entry = self._entries.pop(identity, None)
+    def forget(self, key: CertificateKey) -> None:
+        """Drop a key no workload here has any more; its waiters fail."""
+        entry = self._entries.pop(key, None)
         if entry is None:
             return
-        entry.is_forgotten = True
-        entry.settled.set()
-        worker = self._workers[identity]
+        entry.forget()
+        worker = self._workers[key]
         worker.entry = None
         if not worker.is_fetching:
-            del self._workers[identity]
-            worker.scope.cancel(reason="identity forgotten")
+            del self._workers[key]
+            worker.scope.cancel(reason="certificate forgotten")
             if self._nursery is None:  # no task of its own yet that would leave
                 self._slots.leave(worker)
-            self._provider.close(identity)
+            self._provider.close(key)
+
+    def forget_pod(self, pod: Pod) -> None:
+        """Drop every key of a pod that is gone."""
+        for key in [key for key in self._entries if key.pod == pod]:
+            self.forget(key)
 
     def dump(self) -> list[CertificateState]:
-        """Every identity by order of its parts, for the config dump."""
+        """Every key by order of its identity's parts and its pod, for the config dump."""
         found: list[CertificateState] = []
-        for identity, entry in sorted(self._entries.items()):
+        for key, entry in sorted(
+            self._entries.items(), key=lambda item: (item[0].identity, str(item[0].pod))
+        ):
             match entry.state:
                 case Initializing():
-                    found.append(CertificateState(identity, "Initializing", None))
+                    found.append(CertificateState(key, "Initializing", None))
                 case Available(certificate):
-                    found.append(CertificateState(identity, "Available", certificate))
+                    found.append(CertificateState(key, "Available", certificate))
                 case Missing(error):
-                    found.append(CertificateState(identity, f"Unavailable: {error}", None))
+                    found.append(CertificateState(key, f"Unavailable: {error}", None))
         return found
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _request(self, identity: SpiffeId, priority: Priority) -> _Entry:
-        entry = self._entries.get(identity)
-        worker = self._workers.get(identity)
+    def _request(self, key: CertificateKey, priority: Priority) -> _Entry:
+        entry = self._entries.get(key)
+        worker = self._workers.get(key)
         if entry is not None:
             assert worker is not None
             if isinstance(entry.state, Initializing):
@@ -286,54 +299,53 @@ class Keeper:
             return entry
         if len(self._entries) >= self._settings.most_identities:
             raise Unavailable(f"too many identities: {len(self._entries)}")
-        entry = self._entries[identity] = _Entry(identity)
+        entry = self._entries[key] = _Entry(key)
         if worker is not None:  # forgotten during a fetch that has not ended: it is ours
             worker.entry = entry
             worker.priority = priority
             return entry
-        worker = self._workers[identity] = _Worker(entry, priority)
+        worker = self._workers[key] = _Worker(entry, priority)
         self._slots.join(worker)  # now: the order of requests counts, not that of task switches
         if self._nursery is not None:
-            self._nursery.start_soon(self._work, identity, worker)
+            self._nursery.start_soon(self._work, key, worker)
         return entry
 
-    async def _work(self, identity: SpiffeId, worker: _Worker) -> None:
-        """Fetch and renew one identity until it is forgotten."""
+    async def _work(self, key: CertificateKey, worker: _Worker) -> None:
+        """Fetch and renew one key until it is forgotten."""
         with worker.scope:
             newest: WorkloadCertificate | None = None
             failures = 0
             failing_since = 0.0
             while True:
-                result = await self._fetch(identity, worker)
+                result = await self._fetch(key, worker)
                 entry = worker.entry
                 if entry is None:
                     break
                 if isinstance(result, WorkloadCertificate):
                     newest, failures = result, 0
                 else:
+                    newest = None if isinstance(result, Withdrawn) else newest
                     failing_since = failing_since if failures else trio.current_time()
                     failures += 1
                 seconds = self._publish(entry, worker.priority, newest, result, failures, failing_since)
                 worker.priority = Priority.BACKGROUND
                 with trio.move_on_after(seconds):
-                    if failures:
-                        await trio.sleep_forever()
-                    await self._provider.changed(identity)
-        if self._workers.get(identity) is worker:
-            del self._workers[identity]
-            self._provider.close(identity)
+                    await self._provider.changed(key)
+        if self._workers.get(key) is worker:
+            del self._workers[key]
+            self._provider.close(key)
 
-    async def _fetch(self, identity: SpiffeId, worker: _Worker) -> WorkloadCertificate | str:
-        """One fetch in its turn; the text of its failure otherwise."""
+    async def _fetch(self, key: CertificateKey, worker: _Worker) -> WorkloadCertificate | Unavailable:
+        """One fetch in its turn, or its failure."""
         if worker.turn is None:
             self._slots.join(worker)
         try:
             assert worker.turn is not None
             await worker.turn.wait()
             worker.is_fetching = True
-            return await self._provider.fetch(identity)
+            return await self._provider.fetch(key)
         except Unavailable as error:
-            return str(error)
+            return error
         finally:
             worker.is_fetching = False
             self._slots.leave(worker)
@@ -343,7 +355,7 @@ class Keeper:
         entry: _Entry,
         priority: Priority,
         newest: WorkloadCertificate | None,
-        result: WorkloadCertificate | str,
+        result: WorkloadCertificate | Unavailable,
         failures: int,
         failing_since: float,
     ) -> float:
@@ -367,9 +379,9 @@ class Keeper:
                     step.retry_at,
                 )
             case GoWithout():
-                assert isinstance(result, str)
+                assert isinstance(result, Unavailable)
                 if priority is Priority.WARMUP:
-                    log.error('unable to prefetch cert for "%s", skipping, %s', entry.identity, result)
+                    log.error('unable to prefetch cert for "%s", skipping, %s', entry.key, result)
                 log.warning(
                     "certificate fetch failed (%s) and no valid existing certificate; "
                     "will retry in %.3fs (backoff capped at %gs)",
@@ -379,3 +391,24 @@ class Keeper:
                 )
                 entry.publish(Missing(result))
         return step.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PodCertificates:
+    """The keeper as one pod's proxy sees it: by identity."""
+
+    keeper: Keeper
+    pod: Pod | None
+
+    def forget(self) -> None:
+        """The pod is gone: drop what was for it alone."""
+        if self.pod is not None:
+            self.keeper.forget_pod(self.pod)
+
+    async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
+        """The pod's certificate of an identity.
+
+        Raises:
+            Unavailable: as `Keeper.certificate`.
+        """
+        return await self.keeper.certificate(self.keeper.key_of(identity, self.pod))

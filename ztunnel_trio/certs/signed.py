@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import trio
 
 from ztunnel_trio.certs import csr
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.certificate import WorkloadCertificate, parse_chain
+from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 
 log = logging.getLogger("ztunnel::identity::caclient")
@@ -17,7 +19,7 @@ Sign = Callable[[SpiffeId, str], Awaitable[Sequence[str]]]
 
 
 class SignedCertificates:
-    """A `certs.keeper.CertificateProvider` over an authority's `sign`.
+    """A `certs.provider.CertificateProvider` over an authority's `sign`.
 
     With `check_identity` the answer must name the identity asked for (shared mode); a proxy dedicated to one
     workload takes what it is given.
@@ -27,12 +29,15 @@ class SignedCertificates:
         self._sign = sign
         self._check_identity = check_identity
 
-    async def fetch(self, identity: SpiffeId) -> WorkloadCertificate:
+    attests_pods: Final = False
+
+    async def fetch(self, key: CertificateKey) -> WorkloadCertificate:
         """Have a new key's certificate signed.
 
         Raises:
             Unavailable: what the authority said, or what is wrong with its answer.
         """
+        identity = key.identity
         request = csr.make(identity)
         chain = await self._sign(identity, request.csr_pem)
         if len(chain) == 1:
@@ -43,9 +48,12 @@ class SignedCertificates:
             log.error("%s", error)
             raise Unavailable(str(error)) from error
 
-    async def changed(self, identity: SpiffeId) -> None:
+    async def changed(self, key: CertificateKey) -> None:
         """Wait for ever: such an authority answers when asked, it tells nothing."""
         await trio.sleep_forever()
 
-    def close(self, identity: SpiffeId) -> None:
+    def close(self, key: CertificateKey) -> None:
         """Nothing is held between calls."""
+
+    def hurry(self, key: CertificateKey) -> None:
+        """The keeper's own retries are soon enough."""

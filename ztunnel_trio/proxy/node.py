@@ -22,7 +22,7 @@ from ztunnel_trio.wire.header_values import TRACE_BYTES, TraceParent
 
 
 class Certificates(Protocol):
-    """Where workload certificates come from; `certs.keeper.Keeper` is one."""
+    """Where a workload's certificates come from; `certs.keeper.PodCertificates` is one."""
 
     async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
         """The present certificate of an identity, waiting for its first fetch.

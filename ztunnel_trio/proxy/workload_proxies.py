@@ -5,19 +5,20 @@ later is a bug: it is logged, counted against readiness, and started again in th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, Protocol
 
 import trio
 
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.model.certificate_key import Pod
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.failures import io_text, os_error_text
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.sockets import BindFailed, SocketFactory
 from ztunnel_trio.observe.log import get_logger, span
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import Certificates, Node
 from ztunnel_trio.proxy.registry import Registry
 from ztunnel_trio.proxy.workload_proxy import MakeNameServer, WorkloadProxy
 from ztunnel_trio.supervise.drain import Drain
@@ -39,6 +40,12 @@ class Gate(Protocol):
     def close(self) -> None: ...
 
 
+class HeldCertificates(Certificates, Protocol):
+    """A pod's certificates, and what to do when it is gone; `certs.keeper.PodCertificates` is one."""
+
+    def forget(self) -> None: ...
+
+
 class PlacementState(Enum):
     """As the config dump shows it."""
 
@@ -58,12 +65,15 @@ class Placement:
     gone: trio.Event = field(default_factory=trio.Event)
     registry: Registry = field(default_factory=Registry)
     proxy: WorkloadProxy | None = None  # bound, or running
+    certificates: HeldCertificates | None = None
     has_failed: bool = False  # and is to be started again
 
     def leave(self) -> None:
         """Give back what it had: ports, namespace."""
         if self.proxy is not None:
             self.proxy.close()
+        if self.certificates is not None:
+            self.certificates.forget()
         if self.netns is not None:
             self.netns.close()
         self.gone.set()
@@ -78,6 +88,7 @@ class WorkloadProxies:
     drain: Drain
     make_sockets: Callable[[Placement], SocketFactory]
     make_name_server: MakeNameServer | None
+    certificates_of: Callable[[Pod], HeldCertificates]
     gate: Gate | None = None  # open unless a proxy failed
     placements: dict[str, Placement] = field(default_factory=dict)
     pending: dict[str, WorkloadInfo] = field(default_factory=dict)
@@ -111,6 +122,8 @@ class WorkloadProxies:
 
     def move_in(self, uid: str, placement: Placement, begin: trio.Event | None = None) -> None:
         """Bind, then live in the nursery: all that can fail at the start has happened by then."""
+        netns = None if placement.netns is None else placement.netns.key
+        placement.certificates = self.certificates_of(Pod(uid, placement.info, netns))
         try:
             placement.proxy = self.bind(placement)
         except OSError as error:
@@ -137,8 +150,10 @@ class WorkloadProxies:
 
     def bind(self, placement: Placement) -> WorkloadProxy:
         """A workload's proxy with all its ports bound, not yet serving."""
+        assert placement.certificates is not None
+        node = replace(self.node, certificates=placement.certificates)
         proxy = WorkloadProxy(
-            self.node, placement.info, self.make_sockets(placement), placement.registry, placement.is_own
+            node, placement.info, self.make_sockets(placement), placement.registry, placement.is_own
         )
         with span("proxy", wl=f"{placement.info.namespace}/{placement.info.name}"):
             proxy.bind(None if placement.is_own else self.make_name_server)

@@ -28,6 +28,7 @@ from ztunnel_trio.mesh.entries import PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate, load_certificate
+from ztunnel_trio.model.certificate_key import CertificateKey, Pod
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import OutboundProtocol, WorkloadInfo
@@ -169,10 +170,25 @@ CLIENT = SpiffeId("cluster.local", "default", "client")
 OTHER = SpiffeId("cluster.local", "default", "other")
 
 
+def test_a_pod_with_a_certificate_of_its_own_is_named() -> None:
+    key = CertificateKey(CLIENT, Pod("u-1", WorkloadInfo("client-1", "default", "client")))
+
+    document = certificate_document(CertificateState(key, "Initializing", None))
+
+    assert document["pod"] == {  # type: ignore[call-overload, index]
+        "uid": "u-1",
+        "name": "client-1",
+        "namespace": "default",
+        "serviceAccount": "client",
+    }
+
+
 def test_a_certificate_shows_its_chain_leaf_first_and_its_roots_apart() -> None:
     held = issued(CLIENT)
 
-    document = json.loads(json.dumps(certificate_document(CertificateState(CLIENT, "Available", held))))
+    document = json.loads(
+        json.dumps(certificate_document(CertificateState(CertificateKey(CLIENT), "Available", held)))
+    )
 
     (leaf,), (root,) = document.pop("certChain"), document.pop("rootCerts")
     assert document == {"identity": "spiffe://cluster.local/ns/default/sa/client", "state": "Available"}
@@ -193,7 +209,10 @@ async def test_certificates_are_sorted_by_identity_and_empty_unless_available() 
     class Room:
         def dump(self) -> list[CertificateState]:
             text = "Unavailable: the identity is no longer needed"
-            return [CertificateState(OTHER, text, None), CertificateState(CLIENT, "Initializing", None)]
+            return [
+                CertificateState(CertificateKey(OTHER), text, None),
+                CertificateState(CertificateKey(CLIENT), "Initializing", None),
+            ]
 
     found = json.loads(await ConfigDump({"certificates": certificates_part(Room())}).text())["certificates"]
 

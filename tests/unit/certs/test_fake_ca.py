@@ -13,6 +13,7 @@ from tests.fakes.trio_test import trio_test
 from ztunnel_trio.certs.fake_ca import FakeCa
 from ztunnel_trio.certs.signed import SignedCertificates
 from ztunnel_trio.errors import ConfigError
+from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.tls import TlsContexts, accept_tls, connect_tls
 
@@ -28,7 +29,7 @@ def now() -> datetime:
 async def test_it_signs_a_day_for_any_identity() -> None:
     ca = FakeCa.open(None, now)
 
-    got = await SignedCertificates(ca.sign).fetch(SLEEP)
+    got = await SignedCertificates(ca.sign).fetch(CertificateKey(SLEEP))
 
     assert got.identity == SLEEP
     assert got.not_after == NOW + timedelta(hours=24)
@@ -60,7 +61,9 @@ def test_a_file_that_is_no_root_is_refused(tmp_path: Path) -> None:
 
 @trio_test
 async def test_a_workload_with_such_a_certificate_is_trusted_by_its_like() -> None:
-    certificate = await SignedCertificates(FakeCa.open(None, lambda: datetime.now(UTC)).sign).fetch(SLEEP)
+    certificate = await SignedCertificates(FakeCa.open(None, lambda: datetime.now(UTC)).sign).fetch(
+        CertificateKey(SLEEP)
+    )
     contexts = TlsContexts()
     near, far = socket.socketpair()
     for sock in (near, far):

@@ -18,13 +18,16 @@ from ztunnel_trio.certs.keeper import (
     Keeper,
     KeeperSettings,
 )
+from ztunnel_trio.certs.provider import Pending, Withdrawn
 from ztunnel_trio.decide.renew import Patience
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.certificate import WorkloadCertificate
+from ztunnel_trio.model.certificate_key import CertificateKey, Pod
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.workload import WorkloadInfo
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
-IDS = [SpiffeId("td", "ns", f"id{number}") for number in range(1, 101)]
+IDS = [CertificateKey(SpiffeId("td", "ns", f"id{number}")) for number in range(1, 101)]
 
 
 def now() -> datetime:
@@ -38,19 +41,24 @@ class FakeAuthority:
     latency: float = 0.0
     lifetime: float = 86400.0
     error: str | None = None
-    calls: list[SpiffeId] = field(default_factory=list)
+    attests_pods: bool = False
+    calls: list[CertificateKey] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    closed: list[SpiffeId] = field(default_factory=list)
+    closed: list[CertificateKey] = field(default_factory=list)
+    hurried: list[CertificateKey] = field(default_factory=list)
+    failure: Unavailable | None = None
     pushes: trio.Event = field(default_factory=trio.Event)
 
-    async def fetch(self, identity: SpiffeId) -> WorkloadCertificate:
-        self.calls.append(identity)
+    async def fetch(self, key: CertificateKey) -> WorkloadCertificate:
+        self.calls.append(key)
         self.times.append(trio.current_time())
         await trio.sleep(self.latency)
         if self.error is not None:
             raise Unavailable(self.error)
+        if self.failure is not None:
+            raise self.failure
         return WorkloadCertificate(
-            identity=identity,
+            identity=key.identity,
             leaf_der=b"",
             intermediates_der=(),
             roots_der=(),
@@ -60,12 +68,15 @@ class FakeAuthority:
             serial=len(self.calls),
         )
 
-    async def changed(self, identity: SpiffeId) -> None:
+    async def changed(self, key: CertificateKey) -> None:
         await self.pushes.wait()
         self.pushes = trio.Event()
 
-    def close(self, identity: SpiffeId) -> None:
-        self.closed.append(identity)
+    def close(self, key: CertificateKey) -> None:
+        self.closed.append(key)
+
+    def hurry(self, key: CertificateKey) -> None:
+        self.hurried.append(key)
 
 
 def keeping(
@@ -93,9 +104,9 @@ def run(
     trio.run(keeping(authority, body, fetches_at_once=fetches_at_once), clock=clock)
 
 
-async def ask(keeper: Keeper, identity: SpiffeId, results: list[WorkloadCertificate | str]) -> None:
+async def ask(keeper: Keeper, key: CertificateKey, results: list[WorkloadCertificate | str]) -> None:
     try:
-        results.append(await keeper.certificate(identity))
+        results.append(await keeper.certificate(key))
     except Unavailable as error:
         results.append(str(error))
 
@@ -139,7 +150,7 @@ def test_short_certificates_are_renewed_and_no_read_fails() -> None:
 def test_two_hundred_identities_of_ten_seconds_are_never_without_a_valid_certificate() -> None:
     """For a minute, over a CA that takes 50 ms and fails for three seconds in the middle."""
     authority = FakeAuthority(latency=0.05, lifetime=10)
-    identities = [SpiffeId("td", "ns", f"id{number}") for number in range(200)]
+    identities = [CertificateKey(SpiffeId("td", "ns", f"id{number}")) for number in range(200)]
 
     async def body(keeper: Keeper) -> None:
         for identity in identities:
@@ -476,3 +487,98 @@ def test_cancelled_at_any_step_it_leaves_nothing_behind() -> None:
         return keeping(FakeAuthority(latency=1, lifetime=8), body, fetches_at_once=1)()
 
     assert cancelled_everywhere_now(scenario) > 10
+
+
+POD = Pod("uid-1", WorkloadInfo("web", "ns", "id1"), (4, 7))
+OTHER_POD = Pod("uid-2", WorkloadInfo("web", "ns", "id1"), (4, 8))
+
+
+def test_pods_that_are_attested_have_certificates_of_their_own() -> None:
+    authority = FakeAuthority(attests_pods=True)
+
+    async def body(keeper: Keeper) -> None:
+        identity = IDS[0].identity
+        first, second = [await keeper.of_pod(pod).certificate(identity) for pod in (POD, OTHER_POD)]
+
+        assert first is not second
+        assert [state.key.pod for state in keeper.dump()] == [POD, OTHER_POD]
+
+    run(authority, body)
+
+
+def test_pods_that_are_not_attested_share_the_certificate_of_their_identity() -> None:
+    authority = FakeAuthority()
+
+    async def body(keeper: Keeper) -> None:
+        identity = IDS[0].identity
+        first, second = [await keeper.of_pod(pod).certificate(identity) for pod in (POD, OTHER_POD)]
+
+        assert first is second
+        assert authority.calls == [IDS[0]]
+
+    run(authority, body)
+
+
+def test_a_pod_that_is_gone_takes_its_certificates_along_and_no_others() -> None:
+    authority = FakeAuthority(attests_pods=True)
+
+    async def body(keeper: Keeper) -> None:
+        for pod in (POD, OTHER_POD):
+            await keeper.of_pod(pod).certificate(IDS[0].identity)
+        keeper.of_pod(POD).forget()
+
+        assert [state.key.pod for state in keeper.dump()] == [OTHER_POD]
+        assert [key.pod for key in authority.closed] == [POD]
+
+    run(authority, body)
+
+
+def test_a_withdrawn_certificate_is_not_kept() -> None:
+    authority = FakeAuthority()
+
+    async def body(keeper: Keeper) -> None:
+        await keeper.certificate(IDS[0])
+        authority.failure = Withdrawn("no longer registered")
+        authority.pushes.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+        with pytest.raises(Unavailable, match="no longer registered"):
+            await keeper.certificate(IDS[0])
+
+    run(authority, body)
+
+
+def test_what_comes_late_is_taken_at_once_also_after_a_failure() -> None:
+    authority = FakeAuthority(error="nothing yet")
+
+    async def body(keeper: Keeper) -> None:
+        with pytest.raises(Unavailable):
+            await keeper.certificate(IDS[0])
+        began = trio.current_time()
+        authority.error = None
+        authority.pushes.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert (await keeper.certificate(IDS[0])).identity == IDS[0].identity
+        assert trio.current_time() == began
+
+    run(authority, body)
+
+
+def test_a_connection_has_what_is_pending_looked_for_and_waits_a_little() -> None:
+    authority = FakeAuthority(failure=Pending("no process yet"))
+
+    async def body(keeper: Keeper) -> None:
+        results: list[WorkloadCertificate | str] = []
+        await ask(keeper, IDS[0], results)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, keeper, IDS[0], results)
+            await trio.testing.wait_all_tasks_blocked()
+            assert authority.hurried == [IDS[0]] * 2
+            authority.failure = None
+            authority.pushes.set()
+
+        assert results[0] == "no process yet"
+        assert isinstance(results[1], WorkloadCertificate)
+
+    run(authority, body)

@@ -73,7 +73,12 @@ class Hosted:
 async def hosted(grace_seconds: float = 5.0) -> AsyncIterator[Hosted]:
     async with world(grace_seconds=grace_seconds) as it, trio.open_nursery() as proxies:
         workload_proxies = WorkloadProxies(
-            it.node, proxies, it.drain, lambda placement: made.make_sockets(placement), None
+            it.node,
+            proxies,
+            it.drain,
+            lambda placement: made.make_sockets(placement),
+            None,
+            lambda _: it.certificates,
         )
         workload_proxies.gate = FakeGate()
         made = Hosted(it, workload_proxies)
@@ -113,6 +118,7 @@ async def test_a_pod_moves_in_and_out() -> None:
         assert {line["message"] for line in lines.lines} == {"shutdown complete"}
         assert not await can_connect(port)
         assert made.workload_proxies.states() == {}
+        assert made.it.certificates.forgotten == 1
         assert not is_open(netns)
         assert made.numbers() == (0, 0, 1, 1)
 
