@@ -4,6 +4,8 @@
 """
 
 import filecmp
+import json
+import os
 import re
 import shutil
 import sys
@@ -19,11 +21,12 @@ nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
-CODE = ("ztunnel_trio", "tests", "charts", "noxfile.py")
+CODE = ("ztunnel_trio", "tests", "charts", "noxfile.py", "hatch_build.py")
 # Not 912 and 913: they flag each loop that attempts first and waits only when it must, as our sockets do.
 ASYNC_RULES = "ASYNC900,ASYNC911"
 RUNTIME_PROTOS = ("xds.proto", "workload.proto", "authorization.proto")  # by the hundred thousand: protobuf
 MESSAGE_PROTOS = ("citadel.proto", "zds.proto")  # one at a time: betterproto2
+TYPED = "from importlib.resources import files; assert files('ztunnel_trio').joinpath('py.typed').is_file()"
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 NO_BENCHMARKS = ("__init__", "load", "yardstick")
 OWN_IMPORT = re.compile(r"^import (\w+_pb2)", re.MULTILINE)
@@ -128,7 +131,57 @@ def chart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All of them, one after the other; what needs root and finds none is skipped aloud."""
     session.install(*group("bench"))
-    pytest(session, "tests/unit", "tests/property", "tests/scenario", "tests/netns")
+    pytest(session, "tests/unit", "tests/property", "tests/scenario", "tests/docs", "tests/netns")
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build sdist and wheel into dist/; install each into an environment of its own and run the demo."""
+    session.install("build")
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", str(ROOT))
+    tmp = Path(session.create_tmp()).resolve()
+    revision = str(session.run("git", "rev-parse", "HEAD", external=True, silent=True)).strip()
+    for archive in sorted((ROOT / "dist").iterdir()):
+        clean = tmp / archive.suffix.lstrip(".")
+        session.run("python", "-m", "venv", "--clear", str(clean))
+        session.run(str(clean / "bin" / "pip"), "install", "-q", str(archive), external=True)
+        program = str(clean / "bin" / "ztunnel-trio")
+        with session.chdir(tmp):  # not the checkout, whose package would be found first
+            build = str(session.run(program, "version", external=True, silent=True))
+            if revision not in build:
+                session.error(f"{archive.name} does not know its revision {revision}: {build}")
+            session.run(str(clean / "bin" / "python"), "-c", TYPED, external=True)
+            session.run(program, "demo", external=True)
+
+
+@nox.session(default=False)
+def audit(session: nox.Session) -> None:
+    """Known advisories of what the proxy runs with. With REQUIRE_AUDIT=1 no answer is a failure."""
+    session.install(".")
+    frozen = str(session.run("pip", "freeze", "--exclude", "ztunnel-trio", silent=True, log=False))
+    session.install("pip-audit")
+    tmp = Path(session.create_tmp()).resolve()
+    pinned, found = tmp / "pinned.txt", tmp / "found.json"
+    pinned.write_text(frozen)
+    found.unlink(missing_ok=True)
+    session.run(
+        *("pip-audit", "-r", str(pinned), "--no-deps", "--disable-pip", "-f", "json", "-o", str(found)),
+        success_codes=[0, 1],
+    )
+    packages = json.loads(found.read_text())["dependencies"] if found.exists() else []
+    unanswered = [package["name"] for package in packages if "skip_reason" in package]
+    for package in packages:
+        for advisory in package.get("vulns", ()):
+            fixed = ", ".join(advisory["fix_versions"]) or "no version"
+            session.warn(f"{package['name']} {package['version']}: {advisory['id']}, fixed in {fixed}")
+    if any(package.get("vulns") for package in packages):
+        session.error("there are advisories for what is installed")
+    if not packages or unanswered:
+        say = session.error if os.environ.get("REQUIRE_AUDIT") else session.skip  # noqa: TID251
+        say(
+            f"not audited, the source of advisories gave no answer for: {', '.join(unanswered) or 'anything'}"
+        )
 
 
 @nox.session(default=False)

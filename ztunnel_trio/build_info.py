@@ -3,11 +3,16 @@
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from ztunnel_trio import __version__
 from ztunnel_trio.config import JsonValue
 from ztunnel_trio.config.load import UNKNOWN_VERSION
 from ztunnel_trio.facts import env
+
+REVISION_FILE: Final = "revision.txt"  # put beside this module when a wheel or sdist is built: hatch_build.py
+UNKNOWN: Final = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +50,25 @@ class BuildInfo:
 
 def build_info(environ: Mapping[str, str]) -> BuildInfo:
     """This build. There is no Rust in it: that field names the interpreter."""
+    revision, status = git_revision(Path(__file__).with_name(REVISION_FILE))
     return BuildInfo(
         version=__version__,
-        git_revision="unknown",
+        git_revision=revision,
         rust_version=f"none ({platform.python_implementation()} {platform.python_version()})",
         build_profile="release",
-        build_status="Clean",
+        build_status=status,
         istio_version=environ.get(env.META_ISTIO_VERSION, UNKNOWN_VERSION),
         crypto_provider="tls-openssl",
     )
+
+
+def git_revision(path: Path) -> tuple[str, str]:
+    """The commit a package was built from, and whether its files were changed since: `Clean` or `Modified`.
+
+    Both are `unknown` in a checkout, whose files may change at any time.
+    """
+    try:
+        revision, status = path.read_text().split()
+    except (OSError, ValueError):
+        return UNKNOWN, UNKNOWN
+    return revision, status

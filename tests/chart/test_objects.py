@@ -1,7 +1,5 @@
 """Which objects there are, and what those beside the DaemonSet say."""
 
-import importlib.metadata
-
 import kubernetes_validate
 import pytest
 import yaml
@@ -9,6 +7,7 @@ import yaml
 from tests.chart.cases import CASES
 from tests.chart.helm import CHART, Json, Values, kinds, one, render
 from tests.chart.test_daemonset import COMMON_LABELS, VERSION_LABELS
+from ztunnel_trio import __version__
 
 OPENSHIFT: Json = "openshift"
 
@@ -117,4 +116,4 @@ def test_the_network_policy_lets_in_what_the_proxy_listens_on(revision: str, nam
 def test_the_chart_is_of_this_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
 
-    assert chart["appVersion"] == chart["version"] == importlib.metadata.version("ztunnel-trio")
+    assert chart["appVersion"] == chart["version"] == __version__
