@@ -24,6 +24,7 @@ from ztunnel_trio.inpod.agent import GATE_NAME, Agent, AgentSettings
 from ztunnel_trio.net.netns import check_privileges
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.supervise.keep_running import Part
 
 log = get_logger("app")
 factory_log = get_logger("proxyfactory")
@@ -55,7 +56,7 @@ async def serve(config: Config, about: BuildInfo, began: float) -> None:
     async with trio.open_nursery() as services:
         await services.start(parts.engine.run)
         parts.metrics.watch_loop(parts.engine.tell_waits)
-        services.start_soon(parts.metrics.run)
+        services.start_soon(parts.supervisor.keep_running, Part(kind="metrics"), parts.metrics.run)
         await services.start(drain_on_signals, parts.drain)
         for server in parts.servers:
             await services.start(server.run, parts.drain.requested)
@@ -63,10 +64,11 @@ async def serve(config: Config, about: BuildInfo, began: float) -> None:
             await control.start(parts.keeper.run)
             if parts.ads is not None:
                 control.start_soon(parts.ads.run)
+            keep_running = parts.supervisor.keep_running
             if parts.crl is not None:
-                await control.start(parts.crl.run)
+                control.start_soon(keep_running, Part(kind="revocation list"), parts.crl.run)
             if parts.local_mesh is not None:
-                control.start_soon(parts.local_mesh.run)
+                control.start_soon(keep_running, Part(kind="local mesh"), parts.local_mesh.run)
             await serve_proxies(parts)
             control.cancel_scope.cancel(reason="every proxy has ended")
         services.cancel_scope.cancel(reason="drained")
@@ -77,7 +79,6 @@ async def serve_proxies(parts: Parts) -> None:
     config, drain = parts.config, parts.drain
     async with trio.open_nursery() as proxies:
         workload_proxies = parts.workload_proxies = make_workload_proxies(parts, proxies)
-        workload_proxies.gate = parts.gates.get("proxy")
         if config.proxy_mode is ProxyMode.DEDICATED:
             assert config.proxy_workload_information is not None
             await workload_proxies.start_here(
@@ -94,7 +95,10 @@ async def serve_proxies(parts: Parts) -> None:
                 OWN_UID, config.ztunnel_workload, is_own=True, begin=parts.mesh_arrived
             )
         agent = Agent(
-            AgentSettings(path=Path(config.inpod_uds)), workload_proxies, parts.gates[GATE_NAME], parts.rng
+            AgentSettings(path=Path(config.inpod_uds)),
+            workload_proxies,
+            parts.gates[GATE_NAME],
+            parts.supervisor,
         )
         have_started(parts)
         if await drain.lets_come(parts.mesh_arrived):

@@ -20,7 +20,9 @@ from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
+from ztunnel_trio.observe.metrics.families import PART_RESTARTS
 from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.supervise.keep_running import Supervisor
 from ztunnel_trio.supervise.readiness import Readiness
 
 
@@ -34,6 +36,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     rng = random.Random()
     readiness = Readiness(began=began)
     metrics = Metrics(version=config.istio_version, shared=is_shared, dns=config.dns_proxy)
+    supervisor = Supervisor(rng, partial(metrics.count, PART_RESTARTS))
     live = LiveMesh(Mesh(local_node=config.local_node))
     contexts = TlsContexts(tls12=config.tls12_enabled)
     keeper = Keeper(make_certificates(config), now=utc_now, rng=rng)
@@ -47,7 +50,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
         mesh_arrived.set()
 
     engine = Engine()
-    ads = make_ads(config, live, metrics, mesh_has_arrived, lambda: engine.moved)
+    ads = make_ads(config, live, metrics, supervisor, mesh_has_arrived, lambda: engine.moved)
     if ads is None:
         mesh_has_arrived()
     local_source = make_local_source(config)
@@ -58,6 +61,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
         config=config,
         rng=rng,
         drain=Drain(config.self_termination_deadline_seconds),
+        supervisor=supervisor,
         readiness=readiness,
         gates=gates,
         metrics=metrics,

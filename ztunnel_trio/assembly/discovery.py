@@ -10,6 +10,7 @@ from ztunnel_trio.control.grpc import ChannelSettings
 from ztunnel_trio.control.local_mesh import LocalSource
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.observe.metrics import Metrics
+from ztunnel_trio.supervise.keep_running import Supervisor
 from ztunnel_trio.wire.ads import NodeFacts
 
 
@@ -24,6 +25,7 @@ def make_ads(
     config: Config,
     live: LiveMesh,
     metrics: Metrics,
+    supervisor: Supervisor,
     on_ready: Callable[[], None],
     activity: Callable[[], int],
 ) -> AdsClient | None:
@@ -44,6 +46,7 @@ def make_ads(
             json_metadata=config.told.node_metadata_json,
         ),
         metrics=metrics,
+        supervisor=supervisor,
         settings=AdsSettings(
             on_demand=config.control.xds_on_demand, channel=ChannelSettings(tls12=config.tls12_enabled)
         ),

@@ -20,6 +20,7 @@ from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.proxy.workload_proxies import WorkloadProxies
 from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.supervise.keep_running import Supervisor
 from ztunnel_trio.supervise.readiness import Gate, Readiness
 
 DNS_IN_FLIGHT: Final = 4096  # sixteen pods at their own limit; a query holds up to a socket a server
@@ -32,6 +33,7 @@ class Parts:
     config: Config
     rng: random.Random
     drain: Drain
+    supervisor: Supervisor
     readiness: Readiness
     gates: Mapping[str, Gate]  # of what is switched on; all there before anybody can ask
     metrics: Metrics

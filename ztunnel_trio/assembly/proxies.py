@@ -50,7 +50,14 @@ def make_workload_proxies(parts: Parts, nursery: trio.Nursery) -> WorkloadProxie
 
     make_name_server = partial(make_dns_server, parts) if config.dns_proxy else None
     return WorkloadProxies(
-        node, nursery, parts.drain, make_sockets, make_name_server, certificates_of=parts.keeper.of_pod
+        node,
+        nursery,
+        parts.drain,
+        make_sockets,
+        make_name_server,
+        parts.keeper.of_pod,
+        parts.supervisor,
+        parts.gates.get("proxy"),
     )
 
 

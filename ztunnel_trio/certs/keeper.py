@@ -29,16 +29,16 @@ import trio
 
 from ztunnel_trio.certs.provider import CertificateProvider, Pending, Withdrawn
 from ztunnel_trio.decide.renew import (
-    DEFAULT_PATIENCE,
+    FETCHING,
     Failures,
     GoWithout,
     Lifetime,
-    Patience,
     Renew,
     Retain,
     next_step,
 )
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.model.backoff import Backoff
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.certificate_key import CertificateKey, Pod
 from ztunnel_trio.model.identity import SpiffeId
@@ -99,7 +99,7 @@ class KeeperSettings:
     """Beyond it prefetching stops and new identities are refused; far above the pods of any node."""
     pending_seconds: float = 3.0
     """How long a connection waits for what has not come yet, though it was looked for before."""
-    patience: Patience = DEFAULT_PATIENCE
+    backoff: Backoff = FETCHING
 
 
 @dataclass(slots=True, eq=False)
@@ -362,7 +362,7 @@ class Keeper:
         """Tell everyone what a fetch gave; returns when the next one is due."""
         failed = Failures(failures, trio.current_time() - failing_since) if failures else None
         lifetime = None if newest is None else Lifetime(newest.not_before, newest.not_after)
-        step = next_step(lifetime, failed, self._now(), self._rng, self._settings.patience)
+        step = next_step(lifetime, failed, self._now(), self._rng, self._settings.backoff)
         match step:
             case Renew():
                 assert isinstance(result, WorkloadCertificate)
@@ -387,7 +387,7 @@ class Keeper:
                     "will retry in %.3fs (backoff capped at %gs)",
                     result,
                     step.seconds,
-                    self._settings.patience.limit_seconds,
+                    self._settings.backoff.limit_seconds,
                 )
                 entry.publish(Missing(result))
         return step.seconds

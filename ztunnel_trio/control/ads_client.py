@@ -1,15 +1,17 @@
 """The stream task: mesh state from istiod over delta xDS, applied, answered, and asked for more.
 
-Theory of operation. `run()` makes one attempt after the other for the life of the process; `wire.ads` says
-what to send and how long to wait. A response is read in pieces, applied (`control.apply`), and answered when
-the mesh has all of it. While a response is applied nothing more is read: flow control holds istiod back. The
-mesh outlives every stream.
+Theory of operation. `run()` makes one attempt after the other for the life of the process, under the
+supervisor; `wire.ads` says what to send. A response is read in pieces, applied (`control.apply`), and
+answered when the mesh has all of it. While a response is applied nothing more is read: flow control holds
+istiod back. The mesh outlives every stream.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NoReturn, Protocol
+from functools import partial
+from math import inf
+from typing import Final, Protocol
 
 import trio
 
@@ -29,6 +31,7 @@ from ztunnel_trio.facts.network import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.model.source import RootSource
 from ztunnel_trio.observe.log import span
+from ztunnel_trio.supervise.keep_running import Again, Failed, Part, RunEnd, Supervisor
 from ztunnel_trio.supervise.pace import Pace, nothing_moves
 from ztunnel_trio.wire.ads import (
     DELTA_PATH,
@@ -39,9 +42,20 @@ from ztunnel_trio.wire.ads import (
 )
 from ztunnel_trio.wire.delta_response import Response, ResponseSplitter
 from ztunnel_trio.wire.rejection import Rejections
-from ztunnel_trio.wire.stream_end import CompleteEnd, OtherEnd, Retries, StatusEnd, StreamEnd
+from ztunnel_trio.wire.stream_end import (
+    FAILING,
+    CompleteEnd,
+    EndReason,
+    Judged,
+    OtherEnd,
+    StatusEnd,
+    StreamEnd,
+    judge,
+)
 
 log = logging.getLogger("ztunnel::xds::client")
+
+DISCOVERY: Final = Part(kind="discovery", backoff=FAILING, healthy_seconds=inf, log=log)
 
 _SMALL_BYTES: Final = 64 * 1024  # a message that is read without a rest, lest many of them cannot keep up
 _SHORT_PIECE_BYTES: Final = 16 * 1024  # while something moves; decrypted, parsed and cut in 0.1 ms
@@ -89,6 +103,7 @@ class AdsClient:
         *,
         metrics: XdsMetrics,
         settings: AdsSettings | None = None,
+        supervisor: Supervisor | None = None,
         on_ready: Callable[[], None] = lambda: None,
         activity: Callable[[], int] = nothing_moves,
     ) -> None:
@@ -99,7 +114,7 @@ class AdsClient:
         self._metrics = metrics
         self._settings = settings or AdsSettings()
         self._on_ready = on_ready
-        self._retries = Retries(str(target))
+        self._supervisor = supervisor or Supervisor()
         self._core = Discovery(
             node.as_node(),
             [
@@ -120,15 +135,25 @@ class AdsClient:
         self._unsent: dict[str, None] = {}
         self._something_unsent = trio.Event()
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> None:
         """Keep a stream open until cancelled, inside `grpc.open_control_loop()`."""
-        while True:
-            self._attempts += 1
-            with span("xds", id=self._attempts):
-                retry = self._retries.after(await self._attempt())
-                self._metrics.xds_termination(retry.reason.value)
-                log.log(logging.WARNING if retry.is_warning else logging.DEBUG, "%s", retry.text)
-            await trio.sleep(retry.seconds)
+        await self._supervisor.keep_running(DISCOVERY, self._run_once)
+
+    async def _run_once(self) -> RunEnd:
+        self._attempts += 1
+        with span("xds", id=self._attempts):
+            judged = judge(await self._attempt(), str(self._target))
+            self._metrics.xds_termination(judged.reason.value)
+            level = logging.DEBUG if judged.reason is EndReason.RECONNECT else logging.WARNING
+            tell = partial(self._tell, judged, level, self._attempts)
+            if judged.pause_seconds is None:
+                return Failed(tell)
+            tell(judged.pause_seconds)
+            return Again(judged.pause_seconds)
+
+    def _tell(self, judged: Judged, level: int, attempt: int, seconds: float) -> None:
+        with span("xds", id=attempt):
+            log.log(level, "%s", judged.told(seconds))
 
     async def demand(self, name: str) -> None:
         """Ask istiod for an address (`network/ip`, uid or `namespace/hostname`); returns when it has

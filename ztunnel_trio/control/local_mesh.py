@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
@@ -97,7 +97,7 @@ class LocalMesh:
         self._stamp = self.source.stamp()
         self._apply(self.source.load())
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Follow the file; never returns. Text in a setting cannot change."""
         if self.source.path is None:
             await trio.sleep_forever()

@@ -5,35 +5,16 @@ The numbers and their reasons are those of ztunnel src/identity/manager.rs.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from ztunnel_trio.model.backoff import Backoff
 
 if TYPE_CHECKING:
     from random import Random
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to wait after failures: 1, 2, 4 … 150 s, each spread by a fifth to both sides.
-
-    After `growth_seconds` of failing in a row the wait is `limit_seconds` exactly.
-    """
-
-    first_seconds: float = 1.0
-    factor: float = 2.0
-    limit_seconds: float = 150.0
-    spread: float = 0.2
-    growth_seconds: float = 15 * 60.0
-
-    def delay(self, failures: int, failing_seconds: float, rng: "Random") -> float:
-        """The wait after that many failures in a row, the first of them `failing_seconds` ago."""
-        if failing_seconds > self.growth_seconds:
-            return self.limit_seconds
-        exponent = min(failures - 1, 64)  # beyond it any factor has long met the limit
-        nominal = min(self.first_seconds * self.factor**exponent, self.limit_seconds)
-        return nominal * (1 + self.spread * (2 * rng.random() - 1))
-
-
-DEFAULT_PATIENCE = Patience()
+FETCHING: Final = Backoff(first_seconds=1.0, limit_seconds=150.0, jitter=0.2, growing_seconds=15 * 60.0)
+"""The waits after fetches that failed: 1, 2, 4 … 150 s, each spread by a fifth to both sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +68,13 @@ def next_step(
     failures: Failures | None,
     now: datetime,
     rng: "Random",
-    patience: Patience = DEFAULT_PATIENCE,
+    backoff: Backoff = FETCHING,
 ) -> Renew | Retain | GoWithout:
     """Decide what follows a fetch. `lifetime` is that of the newest certificate we ever got, if any."""
     if failures is None:
         assert lifetime is not None
         return Renew(max(0.0, (lifetime.refresh_at - now).total_seconds()))
-    delay = patience.delay(failures.count, failures.seconds, rng)
+    delay = backoff.delay(failures.count, rng, failing_seconds=failures.seconds)
     if lifetime is None or now >= lifetime.not_after:
         return GoWithout(delay)
     retry_at = min(now + timedelta(seconds=delay), lifetime.not_after)

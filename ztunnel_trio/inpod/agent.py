@@ -1,19 +1,22 @@
 """The connection to the CNI's node agent, which tells this proxy about pods; performs the roster's actions.
 
-One loop: connect, say hello, then one request at a time: receive, do what follows, acknowledge. Waiting is
-apart from receiving and only waits are cancelled, by the retry time or a drain, so that no datagram (and no
-descriptor in it) is lost and every request that was received is answered. The agent allows five seconds for
-an answer, and would take a later one for the answer to its next request: what takes longer is refused.
+A part under the supervisor: connect, say hello, then one request at a time: receive, do what follows,
+acknowledge. Waiting is apart from receiving and only waits are cancelled, by the retry time or a drain, so
+that no datagram (and no descriptor in it) is lost and every request that was received is answered. The
+agent allows five seconds for an answer, and would take a later one for the answer to its next request: a
+start that takes longer is refused. What is to stop is ended before anything is waited for, so that a slow
+one delays the answer only.
 
 Back-offs as ztunnel src/inpod/workloadmanager.rs: connecting starts anew each time and doubles; a hello that
 cannot be sent, and a connection that ends before its first request, wait longer each time until the proxy
 was ready once more.
 """
 
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -40,17 +43,21 @@ from ztunnel_trio.inpod.roster import (
     StartProxy,
     StopProxy,
 )
+from ztunnel_trio.model.backoff import Backoff
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.seqpacket import Datagram, SeqPacket
 from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.supervise.backoff import Backoff
+from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.supervise.keep_running import Again, Done, Failed, Part, RunEnd, Supervisor
+from ztunnel_trio.supervise.readiness import Gate
 from ztunnel_trio.wire import zds
 
 connection_log = get_logger("inpod::workloadmanager")
 pod_log = get_logger("inpod::statemanager")
 
+NO_DESCRIPTOR: Final = "no file descriptor is left (RLIMIT_NOFILE)"
 GATE_NAME: Final = "workload proxy manager"  # as operators know it from the readiness log
 
 
@@ -58,8 +65,8 @@ class ProtocolMismatch(PeerBrokeProtocol):
     """The agent broke the protocol beyond repair: the process is to exit with status 1."""
 
 
-class WorkloadProxies(Protocol):
-    """Who runs the pods' proxies; `proxy.workload_proxies.WorkloadProxies` is one."""
+class PodProxies(Protocol):
+    """Who runs the pods' proxies: `proxy.workload_proxies.WorkloadProxies`."""
 
     async def start(self, uid: str, info: WorkloadInfo, netns: Netns) -> None:
         """Bind every port and serve; the namespace is theirs from then on.
@@ -69,24 +76,13 @@ class WorkloadProxies(Protocol):
         """
         ...
 
-    async def stop(self, uid: str) -> None:
+    def end(self, uid: str) -> None:
         """End a proxy at once, or forget one that could not start; unknown is fine."""
         ...
 
-
-class Gate(Protocol):
-    """Readiness; `supervise.readiness.Gate` is one."""
-
-    def open(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Drain(Protocol):
-    """What asks us to stop; `supervise.drain.Drain` is one."""
-
-    @property
-    def requested(self) -> trio.Event: ...
+    async def wait_gone(self, uid: str) -> None:
+        """Wait until nothing is left of a proxy that was ended."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +106,15 @@ class Agent:
     """Serves one agent for ever. `run` may be called once."""
 
     settings: AgentSettings
-    workload_proxies: WorkloadProxies
+    workload_proxies: PodProxies
     gate: Gate
-    rng: random.Random
+    supervisor: Supervisor
     roster: Roster[Netns] = field(default_factory=Roster)
     _retry_at: float = float("inf")
     _wait: trio.CancelScope | None = None
     _is_draining: bool = False
     _was_ready: bool = False
-    _failed_announcements: int = 0
+    _became_ready: bool = False  # on this connection
 
     async def run(self, drain: Drain) -> None:
         """Connect and serve until a drain is requested; proxies are left as they are then.
@@ -129,12 +125,24 @@ class Agent:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_waiting, drain)
             try:
-                await self._serve()
+                await self._keep_serving()
             finally:
                 self._close_namespaces(self.roster.receive(Ended()))
                 self.gate.close()
             connection_log.info("drain requested")
             nursery.cancel_scope.cancel(reason="the agent's connection has ended")
+
+    async def _keep_serving(self) -> None:
+        part = Part(
+            kind="agent",
+            name="the link to the node agent",
+            backoff=self.settings.announcing,
+            healthy_seconds=inf,  # only readiness says that an agent is well again
+            fatal=(ProtocolMismatch,),
+            gate=self.gate,
+            log=connection_log,
+        )
+        await self.supervisor.keep_running(part, self._serve_once, pause=self._pause)
 
     async def _stop_waiting(self, drain: Drain) -> None:
         await drain.requested.wait()
@@ -152,43 +160,45 @@ class Agent:
         self._wait = None
         return came
 
-    async def _serve(self) -> None:
-        while not self._is_draining:
-            packets = await self._connect()
-            if packets is None:
-                return
-            with packets:
-                try:
-                    await self._announce(packets)
-                    await self._serve_connection(packets)
-                except _AnnouncementFailed as error:
-                    delay = self._announcement_delay()
-                    text = "node agent announcement failed (%s), retrying in %s"
-                    connection_log.error(text, error, _seconds(delay))
-                except OSError as error:
-                    delay = 0.0
-                    connection_log.warning(
-                        "workload manager stream error: %s, retrying", os_error_text(error)
-                    )
-                else:
-                    delay = 0.0
-            self._take(Disconnected())
-            if delay:
-                await self._until(trio.sleep_forever, at=trio.current_time() + delay)
+    async def _pause(self, seconds: float) -> bool:
+        """Sleep, but not into a drain; whether all of the time has passed."""
+        await self._until(trio.sleep_forever, at=trio.current_time() + seconds)
+        return not self._is_draining
+
+    async def _serve_once(self) -> RunEnd:
+        """One connection to the agent, from dialling to its end."""
+        packets = await self._connect()
+        if packets is None:
+            return Done()
+        self._became_ready = False
+        with packets:
+            try:
+                await self._announce(packets)
+                await self._serve_connection(packets)
+            except _AnnouncementFailed as error:
+                again = self.settings.announcing_again if self._was_ready else self.settings.announcing
+                return Failed(partial(_tell_announcement, str(error)), backoff=again)
+            except OSError as error:
+                connection_log.warning("workload manager stream error: %s, retrying", os_error_text(error))
+            finally:
+                self._take(Disconnected())
+        return Done() if self._is_draining else Again(is_success=self._became_ready)
 
     async def _connect(self) -> SeqPacket | None:
         """Dial until somebody listens; None when draining."""
-        failures = 0
-        while not self._is_draining:
+        found: list[SeqPacket] = []
+        dialling = Part(kind="agent", backoff=self.settings.connecting, log=connection_log)
+
+        async def dial() -> RunEnd:
             try:
-                return await SeqPacket.connect(self.settings.path)
+                if not self._is_draining:
+                    found.append(await SeqPacket.connect(self.settings.path))
             except OSError as error:
-                failures += 1
-                delay = self.settings.connecting.delay(failures, self.rng)
-                text = "failed to connect to node agent at %s: %s, retrying in %s"
-                connection_log.warning(text, self.settings.path, os_error_text(error), _seconds(delay))
-            await self._until(trio.sleep_forever, at=trio.current_time() + delay)
-        return None
+                return Failed(partial(_tell_dialling, self.settings.path, os_error_text(error)))
+            return Done()
+
+        await self.supervisor.keep_running(dialling, dial, pause=self._pause)
+        return found.pop() if found else None
 
     async def _announce(self, packets: SeqPacket) -> None:
         connection_log.info("handling new stream")
@@ -198,12 +208,6 @@ class Agent:
             await packets.send(zds.hello())
         except OSError as error:
             raise _AnnouncementFailed(os_error_text(error)) from error
-
-    def _announcement_delay(self) -> float:
-        self._failed_announcements += 1
-        settings = self.settings
-        backoff = settings.announcing_again if self._was_ready else settings.announcing
-        return backoff.delay(self._failed_announcements, self.rng)
 
     async def _serve_connection(self, packets: SeqPacket) -> None:
         """Serve requests until the agent hangs up, is out of step, or a drain is requested."""
@@ -243,6 +247,9 @@ class Agent:
 
     async def _perform_all(self, packets: SeqPacket, actions: list[Action[Netns]], due_at: float) -> bool:
         """Perform actions in order, and what follows from them; a lost connection stops none of it."""
+        for action in actions:  # every end first, at once: a slow one delays its answer, no other's end
+            if isinstance(action, StopProxy):
+                self.workload_proxies.end(action.uid)
         todo = deque(actions)
         goes_on = True
         lost: OSError | None = None
@@ -253,7 +260,7 @@ class Agent:
                     case StartProxy() as start:
                         todo.extend(self._take(await self._start(start, due_at)))
                     case StopProxy(uid):
-                        await self._stop(uid, due_at)
+                        await self._wait_gone(uid, due_at)
                     case CloseNetns(netns):
                         netns.close()
                     case Answer(error):
@@ -291,16 +298,17 @@ class Agent:
             else:
                 return ProxyStarted(start.uid)
         if scope.cancelled_caught:
-            await self._stop(start.uid, trio.current_time())
+            self.workload_proxies.end(start.uid)
         pod_log.warning(
             "failed to start proxy",
             extra={"fields": {"uid": start.uid, "name": start.info.name, "error": failure}},
         )
         return ProxyFailed(start.uid, failure)
 
-    async def _stop(self, uid: str, due_at: float) -> None:
+    async def _wait_gone(self, uid: str, due_at: float) -> None:
+        """Wait for a proxy that was ended to be gone, while the agent still waits for the answer."""
         with trio.CancelScope(deadline=due_at) as scope:
-            await self.workload_proxies.stop(uid)
+            await self.workload_proxies.wait_gone(uid)
         if scope.cancelled_caught:
             pod_log.warning("proxy is slow to stop", extra={"fields": {"uid": uid}})
 
@@ -308,7 +316,7 @@ class Agent:
         """Tell the roster, and the operators whether every pod is served."""
         actions = self.roster.receive(event)
         if self.roster.is_ready:
-            self._was_ready, self._failed_announcements = True, 0
+            self._was_ready = self._became_ready = True
             self.gate.open()
         else:
             self.gate.close()
@@ -323,10 +331,18 @@ class Agent:
 def _understand(datagram: Datagram) -> Event[Netns]:
     """Turn a datagram into an event that owns its namespace, or says why not."""
     try:
-        request = zds.decode(datagram.data, datagram.descriptors, truncated=datagram.truncated)
+        request = zds.decode(
+            datagram.data,
+            datagram.descriptors,
+            truncated=datagram.truncated,
+            descriptors_lost=datagram.descriptors_lost,
+        )
     except PeerBrokeProtocol as error:
         connection_log.error("failed to read message: %s", error)
         return RequestUnreadable(str(error))
+    if isinstance(request, zds.DescriptorLost):
+        pod_log.error("no file descriptor is left for a pod", extra={"fields": {"uid": request.uid}})
+        return NamespaceUnusable(request.uid, NO_DESCRIPTOR)
     if not isinstance(request, zds.PodAdded):
         return request
     try:
@@ -353,6 +369,15 @@ def _log_request(event: Event[Netns], roster: Roster[Netns]) -> None:
             pod_log.info("received snapshot sent")
         case _:
             pass
+
+
+def _tell_dialling(path: Path, text: str, seconds: float) -> None:
+    line = "failed to connect to node agent at %s: %s, retrying in %s"
+    connection_log.warning(line, path, text, _seconds(seconds))
+
+
+def _tell_announcement(text: str, seconds: float) -> None:
+    connection_log.error("node agent announcement failed (%s), retrying in %s", text, _seconds(seconds))
 
 
 def _seconds(seconds: float) -> str:

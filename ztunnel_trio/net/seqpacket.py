@@ -47,11 +47,15 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """One message. `data` empty: the peer has closed. `truncated`: data or control data did not fit."""
+    """One message. `data` empty: the peer has closed. `truncated`: the data did not fit.
+
+    `descriptors_lost`: more were sent than fit, or than this process may have open.
+    """
 
     data: bytes
     descriptors: tuple[Descriptor, ...] = field(default=())
     truncated: bool = False
+    descriptors_lost: bool = False
 
     def close(self) -> None:
         """Close the descriptors nobody has taken."""
@@ -111,8 +115,12 @@ class SeqPacket:
         descriptors = tuple(
             Descriptor(fd) for level, kind, raw in control for fd in _rights(level, kind, raw)
         )
-        truncated = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) != 0
-        return Datagram(data, descriptors, truncated)
+        return Datagram(
+            data,
+            descriptors,
+            truncated=flags & socket.MSG_TRUNC != 0,
+            descriptors_lost=flags & socket.MSG_CTRUNC != 0,
+        )
 
     async def receive(self) -> Datagram:
         """Wait for the next datagram; nothing is taken if the wait is cancelled.

@@ -1,12 +1,14 @@
 """The nursery of all workload proxies: pods, the dedicated workload and the proxy's own, all alike.
 
-`start` returns when every port of the pod is bound, `stop` when its last task is gone. A proxy that fails
-later is a bug: it is logged, counted against readiness, and started again in the same namespace.
+`start` returns when every port of the pod is bound; `end` ends a proxy at once, and `wait_gone` returns when
+its last task is gone. A proxy that fails later is a bug: it is logged, counted against readiness, and
+started again in the same namespace.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -22,22 +24,16 @@ from ztunnel_trio.proxy.node import Certificates, Node
 from ztunnel_trio.proxy.registry import Registry
 from ztunnel_trio.proxy.workload_proxy import MakeNameServer, WorkloadProxy
 from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.supervise.keep_running import Done, Failed, Part, RunEnd, Supervisor
+from ztunnel_trio.supervise.readiness import Gate
 
 log = get_logger("inpod::statemanager")
 
-RESTART_SECONDS: Final = 1.0  # a proxy that failed is a bug of ours; often again at once, then hardly ever
+CANNOT_START: Final = "proxy of %s cannot start again: %s, next try in %.1fs"
 
 
 class ProxyNotStarted(Unavailable):
     """A workload's ports could not be bound; the text says which and why."""
-
-
-class Gate(Protocol):
-    """Readiness; `supervise.readiness.Gate` is one."""
-
-    def open(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class HeldCertificates(Certificates, Protocol):
@@ -89,6 +85,7 @@ class WorkloadProxies:
     make_sockets: Callable[[Placement], SocketFactory]
     make_name_server: MakeNameServer | None
     certificates_of: Callable[[Pod], HeldCertificates]
+    supervisor: Supervisor = field(default_factory=Supervisor)
     gate: Gate | None = None  # open unless a proxy failed
     placements: dict[str, Placement] = field(default_factory=dict)
     pending: dict[str, WorkloadInfo] = field(default_factory=dict)
@@ -134,19 +131,23 @@ class WorkloadProxies:
         self.placements[uid] = placement
         self.nursery.start_soon(self.live, uid, placement, begin)
 
-    async def stop(self, uid: str) -> None:
-        """End a workload's proxy at once; returns when its last task is gone. An unknown uid is fine.
+    def end(self, uid: str) -> None:
+        """End a workload's proxy at once, without waiting for it to be gone. An unknown uid is fine.
 
         The peers of its tunnels are told where that can be written without waiting: its network is going.
         """
-        await trio.lowlevel.checkpoint()
         self.pending.pop(uid, None)
         if (placement := self.placements.get(uid)) is not None:
             placement.scope.cancel(reason="pod deleted")
             if placement.proxy is not None:
                 placement.proxy.say_goodbye()
-            await placement.gone.wait()
         self.report()
+
+    async def wait_gone(self, uid: str) -> None:
+        """Wait until the last task of a proxy that was ended is gone."""
+        await trio.lowlevel.checkpoint()
+        if (placement := self.placements.get(uid)) is not None:
+            await placement.gone.wait()
 
     def bind(self, placement: Placement) -> WorkloadProxy:
         """A workload's proxy with all its ports bound, not yet serving."""
@@ -177,23 +178,31 @@ class WorkloadProxies:
 
     async def serve(self, placement: Placement) -> None:
         """Run the proxy; one that fails is bound and run again, for as long as nobody drains."""
-        while True:
-            try:
-                if placement.proxy is not None:
-                    placement.state, placement.has_failed = PlacementState.UP, False
-                    self.report()
-                    await placement.proxy.run(self.drain)
-                    return
-            except* Exception as group:  # a bug of ours: loud, and contained in this pod
-                log.error("proxy of %s failed, starting it again", placement.info, exc_info=group)
-            placement.proxy, placement.state, placement.has_failed = None, PlacementState.PENDING, True
-            self.report()
-            if not await self.drain.leaves_time(RESTART_SECONDS):
-                return
+        part = Part(
+            kind="workload proxy",
+            name=f"proxy of {placement.info}",
+            gate=Serving(self, placement),
+            log=log,
+        )
+        run = partial(self.serve_once, placement)
+        await self.supervisor.keep_running(part, run, pause=self.drain.leaves_time)
+
+    async def serve_once(self, placement: Placement) -> RunEnd:
+        """Run the proxy until it has drained, bound anew where the run before failed."""
+        if placement.proxy is None:
             try:
                 placement.proxy = self.bind(placement)
             except OSError as error:
-                log.warning("proxy of %s cannot start again: %s", placement.info, io_text(error))
+                return Failed(partial(log.warning, CANNOT_START, placement.info, io_text(error)))
+        placement.state, placement.has_failed = PlacementState.UP, False
+        self.report()
+        await placement.proxy.run(self.drain)
+        return Done()
+
+    def has_failed(self, placement: Placement) -> None:
+        """A workload's proxy does not run and is to be started again."""
+        placement.proxy, placement.state, placement.has_failed = None, PlacementState.PENDING, True
+        self.report()
 
     def report(self) -> None:
         """Tell the gauges how many pods' proxies are up and how many are not; and readiness, of failures."""
@@ -215,3 +224,14 @@ class WorkloadProxies:
     def pods(self) -> Mapping[str, Placement]:
         """The placements of pods, by uid."""
         return {uid: placement for uid, placement in self.placements.items() if placement.netns is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The supervisor's gate of one proxy: closed while it does not serve."""
+
+    workload_proxies: WorkloadProxies
+    placement: Placement
+
+    def close(self) -> None:
+        self.workload_proxies.has_failed(self.placement)

@@ -28,6 +28,10 @@ class Gate:
         """It must happen again."""
         self._readiness.closed(self.name)
 
+    @property
+    def is_open(self) -> bool:
+        return self.name not in self._readiness.pending()
+
 
 class Readiness:
     """All gates of the process. The log counts from `began`, when the process did by `clock`."""

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Final
 
 from ztunnel_trio.facts.grpc import GrpcCode
+from ztunnel_trio.model.backoff import Backoff
 
 
 class EndReason(Enum):
@@ -40,73 +41,45 @@ class OtherEnd:
 
 StreamEnd = StatusEnd | CompleteEnd | OtherEnd
 
+AT_ONCE_SECONDS: Final = 0.010
+FAILING: Final = Backoff(first_seconds=0.020, limit_seconds=15.0)
+"""The waits while attempts fail: 20, 40, 80 … ms up to 15 s (ztunnel src/xds/client.rs).
+
+A connection alone does not shorten them again; an ordinary end does.
+"""
+
 
 @dataclass(frozen=True, slots=True)
-class Retry:
-    """What to do about an end: how long to wait, what to count and what to say (as a warning or not)."""
+class Judged:
+    """What an end means: what to count and to say, and after what wait the next stream begins."""
 
-    seconds: float
     reason: EndReason
     text: str
-    is_warning: bool = True
+    pause_seconds: float | None = None
+    """After an ordinary end; None: it failed, and each failure in a row waits longer."""
+
+    def told(self, seconds: float) -> str:
+        """The line to write, given the wait."""
+        if self.pause_seconds is not None:
+            return self.text
+        return f"{self.text}, retrying in {duration_text(seconds)}"
 
 
-class Retries:
-    """The wait between streams: 20, 40, 80 … ms up to 15 s while attempts fail (ztunnel src/xds/client.rs).
-
-    A connection alone does not shorten it again; an ordinary end does.
-    """
-
-    FIRST_SECONDS: Final = 0.010
-    LIMIT_SECONDS: Final = 15.0
-
-    __slots__ = ("_address", "_backoff")
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._backoff = self.FIRST_SECONDS
-
-    def after(self, end: StreamEnd) -> Retry:
-        """Judge one end."""
-        match end:
-            case CompleteEnd():
-                self._backoff = self.FIRST_SECONDS
-                return Retry(0.0, EndReason.COMPLETE, "XDS client complete")
-            case OtherEnd(error):
-                seconds = self._longer()
-                return Retry(
-                    seconds,
-                    EndReason.ERROR,
-                    f"XDS client error: {error}, retrying in {duration_text(seconds)}",
-                )
-            case StatusEnd(answered=False):
-                seconds = self._longer()
-                text = connection_error_text(self._address, end)
-                return Retry(
-                    seconds,
-                    EndReason.CONNECTION_ERROR,
-                    f"XDS client connection error: {text}, retrying in {duration_text(seconds)}",
-                )
-            case StatusEnd() if _is_benign(end):
-                self._backoff = self.FIRST_SECONDS
-                return Retry(
-                    self._backoff,
-                    EndReason.RECONNECT,
-                    f"XDS client terminated: {stream_error_text(end)}",
-                    is_warning=False,
-                )
-            case StatusEnd():
-                seconds = self._longer()
-                text = stream_error_text(end)
-                return Retry(
-                    seconds,
-                    EndReason.ERROR,
-                    f"XDS client error: {text}, retrying in {duration_text(seconds)}",
-                )
-
-    def _longer(self) -> float:
-        self._backoff = min(self.LIMIT_SECONDS, 2 * self._backoff)
-        return self._backoff
+def judge(end: StreamEnd, address: str) -> Judged:
+    """Judge one end of a stream from the server at `address`."""
+    match end:
+        case CompleteEnd():
+            return Judged(EndReason.COMPLETE, "XDS client complete", 0.0)
+        case OtherEnd(error):
+            return Judged(EndReason.ERROR, f"XDS client error: {error}")
+        case StatusEnd(answered=False):
+            text = f"XDS client connection error: {connection_error_text(address, end)}"
+            return Judged(EndReason.CONNECTION_ERROR, text)
+        case StatusEnd() if _is_benign(end):
+            text = f"XDS client terminated: {stream_error_text(end)}"
+            return Judged(EndReason.RECONNECT, text, AT_ONCE_SECONDS)
+        case StatusEnd():
+            return Judged(EndReason.ERROR, f"XDS client error: {stream_error_text(end)}")
 
 
 def _is_benign(end: StatusEnd) -> bool:

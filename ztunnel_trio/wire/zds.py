@@ -42,6 +42,13 @@ class PodAdded(Generic[D_co]):
 
 
 @dataclass(frozen=True, slots=True)
+class DescriptorLost:
+    """A pod to serve whose namespace did not arrive: this process has no descriptor left."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class PodKept:
     """A pod whose namespace the agent does not know (yet): if it is served, it stays."""
 
@@ -71,16 +78,18 @@ def ack(error: str = "") -> bytes:
 
 
 def decode(
-    data: bytes, descriptors: Sequence[D], *, truncated: bool
-) -> PodAdded[D] | PodKept | PodDeleted | SnapshotSent:
+    data: bytes, descriptors: Sequence[D], *, truncated: bool, descriptors_lost: bool = False
+) -> PodAdded[D] | DescriptorLost | PodKept | PodDeleted | SnapshotSent:
     """Read one request. The event owns the descriptor it carries; all others are closed.
+
+    `descriptors_lost`: the kernel could not give us all that was sent along.
 
     Raises:
         PeerBrokeProtocol: truncated, undecodable, without payload, or with a wrong number of descriptors;
             every descriptor is closed.
     """
     try:
-        event = _decode(data, descriptors, truncated=truncated)
+        event = _decode(data, descriptors, truncated=truncated, descriptors_lost=descriptors_lost)
     except PeerBrokeProtocol:
         for descriptor in descriptors:
             descriptor.close()
@@ -89,9 +98,9 @@ def decode(
 
 
 def _decode(
-    data: bytes, descriptors: Sequence[D], *, truncated: bool
-) -> PodAdded[D] | PodKept | PodDeleted | SnapshotSent:
-    if truncated:
+    data: bytes, descriptors: Sequence[D], *, truncated: bool, descriptors_lost: bool
+) -> PodAdded[D] | DescriptorLost | PodKept | PodDeleted | SnapshotSent:
+    if truncated or (descriptors_lost and descriptors):
         raise PeerBrokeProtocol("received truncated message")
     if len(descriptors) > 1:
         raise PeerBrokeProtocol(f"Expected 1 FD, got {len(descriptors)}")
@@ -101,6 +110,8 @@ def _decode(
     ]
     match payloads:
         case [messages.AddWorkload() as added]:
+            if descriptors_lost:
+                return DescriptorLost(added.uid)
             if not descriptors:
                 raise PeerBrokeProtocol("No control message")
             return PodAdded(added.uid, _info(added.workload_info), descriptors[0])

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 
@@ -19,7 +19,7 @@ from ztunnel_trio.certs.keeper import (
     KeeperSettings,
 )
 from ztunnel_trio.certs.provider import Pending, Withdrawn
-from ztunnel_trio.decide.renew import Patience
+from ztunnel_trio.decide.renew import FETCHING
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.certificate_key import CertificateKey, Pod
@@ -86,7 +86,7 @@ def keeping(
 
     async def main() -> None:
         settings = KeeperSettings(
-            fetches_at_once=fetches_at_once, least_renewal_seconds=0.01, patience=Patience(spread=0)
+            fetches_at_once=fetches_at_once, least_renewal_seconds=0.01, backoff=replace(FETCHING, jitter=0)
         )
         keeper = Keeper(authority, now=now, rng=Random(1), settings=settings)
         async with trio.open_nursery() as nursery:

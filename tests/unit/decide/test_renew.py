@@ -1,14 +1,15 @@
 """Certificate renewal: half-life, retention, and patience with a failing authority."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 
 import pytest
 
-from ztunnel_trio.decide.renew import Failures, GoWithout, Lifetime, Patience, Renew, Retain, next_step
+from ztunnel_trio.decide.renew import FETCHING, Failures, GoWithout, Lifetime, Renew, Retain, next_step
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
-CALM = Patience(spread=0.0)
+CALM = replace(FETCHING, jitter=0.0)
 
 
 def around(before: float, after: float) -> Lifetime:
@@ -34,19 +35,19 @@ def test_failures_wait_1_2_4_up_to_150_seconds() -> None:
     waits = [next_step(None, Failures(count, 0), NOW, Random(1), CALM).seconds for count in range(1, 12)]
 
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 150, 150, 150]
-    assert CALM.delay(10_000, 0, Random(1)) == 150
+    assert CALM.delay(10_000, Random(1)) == 150
 
 
 def test_each_wait_is_spread_by_a_fifth() -> None:
     rng = Random(1)
-    waits = [Patience().delay(3, 0, rng) for _ in range(300)]
+    waits = [FETCHING.delay(3, rng) for _ in range(300)]
 
     assert 3.2 <= min(waits) < 3.4
     assert 4.6 < max(waits) <= 4.8
 
 
 def test_after_a_quarter_of_an_hour_the_wait_is_fixed() -> None:
-    assert Patience().delay(2, 901, Random(1)) == 150
+    assert FETCHING.delay(2, Random(1), failing_seconds=901) == 150
 
 
 def test_a_valid_certificate_is_kept_and_retried_before_it_ends() -> None:

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import random
+import resource
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.seqpacket import SeqPacket
 from ztunnel_trio.supervise.drain import Drain
+from ztunnel_trio.supervise.keep_running import Supervisor
+from ztunnel_trio.supervise.readiness import Readiness
 from ztunnel_trio.wire import zds
 
 INFO = WorkloadInfo("podA", "default", "sa")
@@ -47,27 +50,18 @@ class FakeWorkloadProxies:
         self.log.append(f"start {uid}")
         self.served[uid] = netns
 
-    async def stop(self, uid: str) -> None:
+    def end(self, uid: str) -> None:
         self.log.append(f"stop {uid}")
         if (netns := self.served.pop(uid, None)) is not None:
             netns.close()
+
+    async def wait_gone(self, uid: str) -> None:
         await trio.sleep(self.slowness)
 
     def close(self) -> None:
         for netns in self.served.values():
             netns.close()
         self.served.clear()
-
-
-@dataclass
-class FakeGate:
-    is_open: bool = False
-
-    def open(self) -> None:
-        self.is_open = True
-
-    def close(self) -> None:
-        self.is_open = False
 
 
 @dataclass
@@ -101,9 +95,11 @@ class Node:
         self.directory = tempfile.TemporaryDirectory(prefix="zds")
         self.path = Path(self.directory.name) / "ztunnel.sock"
         self.workload_proxies = FakeWorkloadProxies()
-        self.gate = FakeGate()
+        self.gate = Readiness().gate("workload proxy manager")
         self.drain = Drain(5.0)
-        self.agent = Agent(AgentSettings(path=self.path), self.workload_proxies, self.gate, random.Random(1))
+        self.agent = Agent(
+            AgentSettings(path=self.path), self.workload_proxies, self.gate, Supervisor(random.Random(1))
+        )
         self.listener: SeqPacketListener | None = None
 
     def listen(self, *, backlog: int = 16) -> SeqPacketListener:
@@ -324,6 +320,42 @@ async def test_a_proxy_that_is_slow_to_stop_does_not_delay_the_answer(node: Node
 
 
 @scripted
+async def test_a_slow_one_delays_the_answer_and_no_others_end(node: Node) -> None:
+    """A snapshot ends every pod it does not name before it waits for the first."""
+    node.listen()
+    with (cni := await node.accept()).packets:
+        for uid in ("a", "b", "c"):
+            await cni.add(uid)
+        await cni.snapshot()
+    node.workload_proxies.slowness = 60
+    with (cni := await node.accept()).packets:
+        began = trio.current_time()
+        assert await cni.snapshot() == ""
+        assert trio.current_time() - began < 5
+        assert node.workload_proxies.served == {}
+        assert node.workload_proxies.log[3:] == ["stop a", "stop b", "stop c"]
+
+
+@scripted
+async def test_no_descriptor_left_costs_one_pods_add_not_the_link(node: Node) -> None:
+    node.listen()
+    with (cni := await node.accept()).packets:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        netns = os.open(ONE, os.O_RDONLY | os.O_CLOEXEC)
+        os.close(lowest := os.dup(netns))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            await cni.packets.send(zds.add("web", INFO), [netns])
+            answer = zds.decode_ack((await cni.packets.receive()).data)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            os.close(netns)
+        assert answer == "failure to start proxy : no file descriptor is left (RLIMIT_NOFILE)"
+        assert await cni.add("web") == ""
+        assert node.workload_proxies.log == ["start web"]
+
+
+@scripted
 async def test_an_agent_that_is_late_is_dialled_again_and_again(node: Node) -> None:
     began = trio.current_time()
     await trio.sleep(100)
@@ -447,7 +479,7 @@ async def test_operators_can_follow_a_pod(caplog: pytest.LogCaptureFixture) -> N
     await with_proxy(Node(), script)
 
     state, connection = "ztunnel::inpod::statemanager", "ztunnel::inpod::workloadmanager"
-    lines = [(record.name, record.getMessage()) for record in caplog.records]
+    lines = [(r.name, r.getMessage()) for r in caplog.records if r.name != "ztunnel::readiness"]
     assert lines[:5] == [
         (connection, "handling new stream"),
         (state, "pod keep received. will not delete it when snapshot is sent"),

@@ -1,6 +1,7 @@
 """Datagrams with descriptors over a real SOCK_SEQPACKET socket."""
 
 import os
+import resource
 import socket
 from pathlib import Path
 from typing import TextIO
@@ -72,9 +73,25 @@ async def test_more_descriptors_than_anybody_sends_are_marked_and_not_leaked() -
     with left, right, null_device() as null:
         await left.send(b"add", [null.fileno()] * 40)
         datagram = await right.receive()
-        assert datagram.truncated
+        assert datagram.descriptors_lost
+        assert len(datagram.descriptors) > 1
         datagram.close()
     assert open_descriptors() == before
+
+
+@trio_test
+async def test_a_process_without_descriptors_left_gets_the_message_all_the_same() -> None:
+    left, right = pair()
+    with left, right, null_device() as null:
+        await left.send(b"add", [null.fileno()])
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (null.fileno(), hard))
+        try:
+            datagram = right.receive_nowait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (datagram.data, datagram.descriptors) == (b"add", ())
+    assert (datagram.truncated, datagram.descriptors_lost) == (False, True)
 
 
 @trio_test

@@ -1,34 +1,33 @@
 """How a stream ends, and how long to wait after it."""
 
+from random import Random
+
 import pytest
 
 from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.wire.stream_end import (
+    FAILING,
     CompleteEnd,
     EndReason,
     OtherEnd,
-    Retries,
     StatusEnd,
     StreamEnd,
     duration_text,
+    judge,
 )
 
 ADDRESS = "https://istiod:15012"
 
 
-def test_failures_wait_longer_and_longer_and_an_ordinary_end_starts_over() -> None:
-    retries = Retries(ADDRESS)
-    refused = StatusEnd(GrpcCode.UNKNOWN, "client error (Connect)", answered=False)
-
-    waits = [round(retries.after(refused).seconds * 1000) for _ in range(12)]
+def test_failures_wait_longer_and_longer_and_an_ordinary_end_does_not() -> None:
+    waits = [round(FAILING.delay(failures, Random(1)) * 1000) for failures in range(1, 13)]
 
     assert waits == [20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 15000, 15000]
-    assert retries.after(StatusEnd(GrpcCode.UNKNOWN, "", answered=True)).seconds == 0.010
-    assert retries.after(refused).seconds == 0.020
-    assert retries.after(CompleteEnd()).seconds == 0
-    assert retries.after(refused).seconds == 0.020
-    assert retries.after(StatusEnd(GrpcCode.INTERNAL, "", answered=True)).seconds == 0.040
-    assert retries.after(OtherEnd("no root")).seconds == 0.080  # the reference retries at once
+    assert judge(StatusEnd(GrpcCode.UNKNOWN, "", answered=True), ADDRESS).pause_seconds == 0.010
+    assert judge(CompleteEnd(), ADDRESS).pause_seconds == 0
+    assert judge(StatusEnd(GrpcCode.UNKNOWN, "(Connect)", answered=False), ADDRESS).pause_seconds is None
+    assert judge(StatusEnd(GrpcCode.INTERNAL, "", answered=True), ADDRESS).pause_seconds is None
+    assert judge(OtherEnd("no root"), ADDRESS).pause_seconds is None  # the reference retries at once
 
 
 @pytest.mark.parametrize(
@@ -89,10 +88,9 @@ def test_failures_wait_longer_and_longer_and_an_ordinary_end_starts_over() -> No
     ],
 )
 def test_every_end_has_its_reason_and_text(end: StreamEnd, reason: EndReason, text: str) -> None:
-    retry = Retries(ADDRESS).after(end)
+    judged = judge(end, ADDRESS)
 
-    assert (retry.reason, retry.text) == (reason, text)
-    assert retry.is_warning == (reason is not EndReason.RECONNECT)
+    assert (judged.reason, judged.told(0.02)) == (reason, text)
 
 
 def test_durations_read_as_rust_prints_them() -> None:

@@ -110,6 +110,17 @@ def test_a_wrong_request_is_refused_and_its_descriptors_closed(
     assert [handle.closed for handle in handles] == [1] * count
 
 
+def test_a_pod_whose_descriptor_was_lost_is_told_from_a_broken_request() -> None:
+    handle, no_handles = Handle(), list[Handle]()
+
+    assert zds.decode(ADD_A, no_handles, truncated=False, descriptors_lost=True) == zds.DescriptorLost(
+        "uid-a"
+    )
+    with pytest.raises(PeerBrokeProtocol, match="received truncated message"):
+        zds.decode(ADD_A, [handle], truncated=False, descriptors_lost=True)
+    assert handle.closed == 1
+
+
 def test_the_agents_side_reads_what_we_write() -> None:
     assert zds.decode_ack(zds.ack()) == ""
     assert zds.decode_ack(zds.ack("failure to start proxy : x")) == "failure to start proxy : x"

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from ztunnel_trio.supervise.backoff import Backoff
+from ztunnel_trio.model.backoff import Backoff
 
 PATIENT = Backoff(first_seconds=1, limit_seconds=8)
 
@@ -21,3 +21,10 @@ def test_jitter_stays_within_its_share() -> None:
     delays = [backoff.delay(1, rng) for _ in range(200)]
 
     assert 8 <= min(delays) < 9 < 11 < max(delays) <= 12
+
+
+def test_what_fails_for_long_waits_for_exactly_the_limit() -> None:
+    backoff = Backoff(first_seconds=1, limit_seconds=150, jitter=0.2, growing_seconds=900)
+
+    assert backoff.delay(2, random.Random(1), failing_seconds=901) == 150
+    assert backoff.delay(2, random.Random(1), failing_seconds=900) < 3
