@@ -1,6 +1,10 @@
 """The one entry for every check: `nox` runs lint, types and unit; CI runs nox and nothing else.
 
-`nox -l` lists the sessions; arguments behind `--` go to the tool, e.g. `nox -s unit -- -k drain`.
+`nox -l` lists the sessions; arguments behind `--` go to the tool, e.g. `nox -s unit -- -k drain`. A session
+runs on the interpreter nox runs with, and on another by `nox -P 3.13 -s NAME`; `tests` and `supported` have
+one for each interpreter besides (`nox -s tests-3.13`). They are looked for on PATH and among pyenv's.
+
+A new check is a function with `@nox.session(default=False)`; CI runs it once `.ci/run` has a step for it.
 """
 
 import filecmp
@@ -8,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +26,7 @@ nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = [line.rpartition(" ")[2] for line in PROJECT["project"]["classifiers"] if ":: Python :: 3." in line]
 CODE = ("ztunnel_trio", "tests", "charts", "noxfile.py", "hatch_build.py")
 # Not 912 and 913: they flag each loop that attempts first and waits only when it must, as our sockets do.
 ASYNC_RULES = "ASYNC900,ASYNC911"
@@ -33,6 +39,35 @@ OWN_IMPORT = re.compile(r"^import (\w+_pb2)", re.MULTILINE)
 HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
 H2SPEC = "github.com/summerwind/h2spec/cmd/h2spec@latest"
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+
+
+def answers(version: str) -> bool:
+    """Whether PATH has this interpreter; pyenv's shims for versions not in use only say so."""
+    command = [f"python{version}", "-c", ""]
+    return (
+        shutil.which(command[0]) is not None
+        and not subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
+    )
+
+
+def found_pythons() -> list[str]:
+    """The supported interpreters that are here, the oldest first; after this nox finds pyenv's as well."""
+    environment = os.environ  # noqa: TID251  what nox and its sessions look at
+    links = ROOT / ".nox" / ".pythons"
+    links.mkdir(parents=True, exist_ok=True)
+    if str(links) not in environment["PATH"].split(os.pathsep):
+        environment["PATH"] = f"{links}{os.pathsep}{environment['PATH']}"
+    pyenv = Path(environment.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    for version in PYTHONS:
+        name = f"python{version}"
+        for interpreter in sorted(pyenv.glob(f"versions/{version}.*/bin/{name}"))[-1:]:
+            if not answers(version):
+                (links / name).unlink(missing_ok=True)
+                (links / name).symlink_to(interpreter)
+    return [version for version in PYTHONS if answers(version)]
+
+
+found_pythons()
 
 
 def group(name: str) -> list[str]:
@@ -182,6 +217,32 @@ def audit(session: nox.Session) -> None:
         say(
             f"not audited, the source of advisories gave no answer for: {', '.join(unanswered) or 'anything'}"
         )
+
+
+@nox.session(default=False)
+def supported(session: nox.Session) -> None:
+    """What shows that an interpreter is supported: a clean install, the demo, unit and scenario tests."""
+    session.install(".", *group("test"))
+    session.run("ztunnel-trio", "demo")
+    session.run("pytest", "tests/unit", "tests/scenario", *session.posargs)
+
+
+for version in PYTHONS:
+    nox.session(name=f"tests-{version}", python=version, default=False)(tests.func)
+    nox.session(name=f"supported-{version}", python=version, default=False)(supported.func)
+
+
+@nox.session(default=False)
+def lowest(session: nox.Session) -> None:
+    """Unit and scenario tests with the lowest versions of what is asked for; `tests` has the newest."""
+    session.install("uv")
+    versions = Path(session.create_tmp()).resolve() / "lowest.txt"
+    python = str(session.run("python", "-c", "import sys; print(sys.executable)", silent=True)).strip()
+    resolve = ("uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--python", python)
+    session.run(*resolve, "--output-file", str(versions), "pyproject.toml")
+    session.install("--requirement", str(versions), *group("test"))
+    session.install("--no-deps", "-e", ".")
+    session.run("pytest", "tests/unit", "tests/scenario", *session.posargs)
 
 
 @nox.session(default=False)
