@@ -5,7 +5,7 @@ what questions cost everybody else on the node.
 
 Servers are child processes, the load generator is this one. Ours has `SERVICES` services in its mesh, dnsmasq
 the same names as host records and no cache, so that both ask the same upstream for every forwarded query.
-`per core` divides the answers by the CPU the server used.
+`CPU us/answer` is the server's.
 
 The second part needs root: a lab of one node, three captured pods. Between two of them one connection
 exchanges `MESSAGE_BYTES` back and forth through the proxy, while the third asks nothing, asks `LIVE_QUERIES`
@@ -32,6 +32,7 @@ from ipaddress import IPv4Address
 import dns.message
 import trio
 
+from tests.benchmarks import yardstick
 from tests.fakes.dns_mesh import CLIENT, kubernetes, mesh_of
 from ztunnel_trio.dns.forward import Forwarder
 from ztunnel_trio.dns.resolv_conf import ResolvConf
@@ -53,7 +54,6 @@ MESSAGE_BYTES, ECHO_PORT = 100, 8080
 CAPTURED_RESOLVER = "10.96.0.10"
 LIVE_QUERIES = 2000
 STRETCHES = 3
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def service_name(n: int) -> str:
@@ -138,12 +138,6 @@ def dnsmasq(path: str, port: int, upstream: int) -> Iterator[int]:
             process.kill()
 
 
-def cpu_seconds(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
 def mesh_queries() -> Iterator[bytes]:
     names = [service_name(n) for n in range(0, SERVICES, SERVICES // 100)]
     return itertools.cycle([dns.message.make_query(name, "A", id=7).to_wire() for name in names])
@@ -174,7 +168,9 @@ def wait_until_answered(sock: socket.socket) -> None:
     sys.exit("the server does not answer")
 
 
-def measure(name: str, port: int, pid: int, seconds: float) -> None:
+def measure_server(name: str, port: int, pid: int, seconds: float) -> yardstick.Figures:
+    """What a server does with each kind of question."""
+    figures: yardstick.Figures = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect((str(LOOPBACK), port))
         wait_until_answered(sock)
@@ -185,10 +181,13 @@ def measure(name: str, port: int, pid: int, seconds: float) -> None:
         ):
             rate, cpu = throughput(sock, pid, queries, seconds)
             p50, p99 = latency(sock, queries, seconds / 2)
-            sys.stdout.write(
-                f"{name:8} {kind:10} {rate:8.0f} queries/s  {rate / cpu if cpu else 0:8.0f} per core"
-                f"  p50 {p50 * 1e6:5.0f} us  p99 {p99 * 1e6:5.0f} us\n"
-            )
+            figures |= {
+                f"{name}, {kind}: answers per_second": rate,
+                f"{name}, {kind}: CPU us/answer": cpu / rate * 1e6,
+                f"{name}, {kind}: p50 us": p50 * 1e6,
+                f"{name}, {kind}: p99 us": p99 * 1e6,
+            }
+    return figures
 
 
 def throughput(
@@ -196,7 +195,7 @@ def throughput(
 ) -> tuple[float, float]:
     """Answers a second with `OUTSTANDING` queries in flight, and the server's CPU seconds a second."""
     sock.settimeout(1)
-    cpu, began, answered = cpu_seconds(pid), time.perf_counter(), 0
+    cpu, began, answered = yardstick.cpu_seconds(pid), time.perf_counter(), 0
     for _ in range(OUTSTANDING):
         sock.send(next(queries))
     while time.perf_counter() - began < seconds:
@@ -204,7 +203,7 @@ def throughput(
         answered += 1
         sock.send(next(queries))
     elapsed = time.perf_counter() - began
-    used = cpu_seconds(pid) - cpu
+    used = yardstick.cpu_seconds(pid) - cpu
     for _ in range(OUTSTANDING):
         sock.recv(4096)
     return answered / elapsed, used / elapsed
@@ -228,9 +227,9 @@ class Stretch:
     times: list[float] = field(default_factory=list)
     answered: int = 0
 
-    def __str__(self) -> str:
+    def figures(self, name: str) -> yardstick.Figures:
         cuts = statistics.quantiles(self.times, n=100)
-        return f"p50 {cuts[49] * 1e6:5.0f} us  p99 {cuts[98] * 1e6:5.0f} us"
+        return {f"round trip, {name}: p50 us": cuts[49] * 1e6, f"round trip, {name}: p99 us": cuts[98] * 1e6}
 
 
 def echo(host: Host) -> None:
@@ -287,7 +286,7 @@ def exchange(host: Host, target: SocketAddress, seconds: float) -> list[float]:
     return times
 
 
-async def live_traffic(seconds: float) -> None:
+async def live_traffic(seconds: float) -> yardstick.Figures:
     """Round trips through the proxy on a node where nobody asks, and where somebody asks a lot."""
     async with open_lab(LabSettings(nodes=("node-1",), watch_wire=False)) as lab:
         client, server, asker = [await lab.add_pod(name, node="node-1") for name in ("a", "b", "asker")]
@@ -307,10 +306,12 @@ async def live_traffic(seconds: float) -> None:
                     await stretch_beside_questions(
                         stretch, asker.host, client.host, target, seconds, itself=stretch is control
                     )
-        rate = busy.answered / (STRETCHES * seconds)
-        sys.stdout.write(f"round trip, nobody asks                       {quiet}\n")
-        sys.stdout.write(f"round trip, who asks is answered by himself   {control}\n")
-        sys.stdout.write(f"round trip, the proxy answers {rate:5.0f} a second  {busy}\n")
+        return {
+            **quiet.figures("nobody asks"),
+            **control.figures("who asks is answered by himself"),
+            **busy.figures("the proxy answers"),
+            "the proxy answers per_second": busy.answered / (STRETCHES * seconds),
+        }
 
 
 async def stretch_beside_questions(
@@ -330,25 +331,22 @@ async def stretch_beside_questions(
     os.close(write)
 
 
-def main(path: str | None, seconds: float) -> None:
+def measure(chosen: argparse.Namespace) -> yardstick.Figures:
     upstream, ours, stock = free_port(), free_port(), free_port()
     with forked(lambda: serve_upstream(upstream)):
         with forked(lambda: serve_ours(ours, upstream)) as pid:
-            measure("ours", ours, pid, seconds)
-        if path is None:
-            sys.stdout.write("dnsmasq  not found\n")
-        else:
-            with dnsmasq(path, stock, upstream) as pid:
-                measure("dnsmasq", stock, pid, seconds)
+            figures = measure_server("ours", ours, pid, chosen.seconds)
+        if chosen.dnsmasq is not None:
+            with dnsmasq(chosen.dnsmasq, stock, upstream) as pid:
+                figures |= measure_server("dnsmasq", stock, pid, chosen.seconds)
     if missing := missing_capabilities():
-        sys.stdout.write(f"round trip: not measured, {', '.join(missing)} missing\n")
-    else:
-        trio.run(live_traffic, seconds)
+        sys.stderr.write(f"round trip: not measured, {', '.join(missing)} missing\n")
+        return figures
+    return figures | trio.run(live_traffic, chosen.seconds)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--dnsmasq", default=shutil.which("dnsmasq"))
-    parser.add_argument("--seconds", type=float, default=2.0)
-    chosen = parser.parse_args()
-    main(chosen.dnsmasq, chosen.seconds)
+    options = yardstick.options(__doc__)
+    options.add_argument("--dnsmasq", default=shutil.which("dnsmasq"))
+    options.add_argument("--seconds", type=float, default=2.0)
+    yardstick.run(options, measure, rounds=1)

@@ -1,18 +1,19 @@
 """What a mesh of many workloads costs: `python -m tests.benchmarks.mesh_scale [WORKLOADS [SERVICES]]`.
 
-Prints the CPU of decoding and applying in slices, the memory kept, the longest slice, a full collection,
-lookups, draws of an endpoint, updates, and forgetting it all. Pods are like istiod's: 20 of a service, on
-3 nodes in 100, in 3 zones.
+Tells the processor time of decoding and applying in slices, the memory kept, the longest slice, a full
+collection, lookups, draws of an endpoint, updates, and forgetting it all. Pods are like istiod's: 20 of a
+service, on 3 nodes in 100, in 3 zones.
 """
 
+import argparse
 import gc
 import random
-import sys
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from tests.benchmarks import yardstick
 from ztunnel_trio.decide.balance import choose
 from ztunnel_trio.mesh.entries import AddressEntry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
@@ -122,66 +123,73 @@ def each(count: int, call: Callable[[int], object]) -> float:
     return (time.process_time() - begun) / count * 1e6
 
 
-def report(what: str, value: float, unit: str) -> None:
-    sys.stdout.write(f"{what:42} {value:10.2f} {unit}\n")
-
-
-def main(workloads: int, services: int) -> None:
+def measure(chosen: argparse.Namespace) -> yardstick.Figures:
+    workloads, services = chosen.workloads, chosen.services
     resources = [workload_payload(n, services) for n in range(workloads)]
     uids = [uid for uid, _ in resources]
     random.Random(1).shuffle(resources)
     resources += [service_payload(n) for n in range(services)]
-    report("payloads", sum(len(payload) for _, payload in resources) / 2**20, "MiB")
+    figures = {"payloads MiB": sum(len(payload) for _, payload in resources) / 2**20}
     groups = in_groups(resources)
     mesh = Mesh(local_node="node-1.example.internal")
     gc.collect()
     gc.freeze()
     gc.disable()
-    before, begun = resident(), time.process_time()
-    longest = load(mesh, groups)
-    report("decode and apply", time.process_time() - begun, "CPU s")
-    report("longest slice", longest * 1e3, "ms")
-    report("memory kept", (resident() - before) / 2**20, "MiB")
+    before = resident()
+    with yardstick.stopwatch() as took:
+        figures["longest slice ms"] = load(mesh, groups) * 1e3
+    figures |= {"decode and apply: s": took.wall, "decode and apply: CPU s": took.cpu}
+    figures["memory kept MiB"] = (resident() - before) / 2**20
     gc.enable()
-    begun = time.perf_counter()
-    gc.collect()
-    report("full collection", (time.perf_counter() - begun) * 1e3, "ms")
-    measure(mesh, uids, services)
-    begun, longest = time.process_time(), load(mesh, groups[: 1000 // GROUP])
-    report("1000 updates", (time.process_time() - begun) * 1e3, "ms")
-    begun, longest = time.process_time(), 0.0
-    for start in range(0, workloads, 256):
-        slice_begun = time.perf_counter()
-        mesh.apply(Batch(removed_addresses=uids[start : start + 256]))
-        longest = max(longest, time.perf_counter() - slice_begun)
-    report("forget all workloads", time.process_time() - begun, "CPU s")
-    report("longest slice of 256", longest * 1e3, "ms")
+    with yardstick.stopwatch() as took:
+        gc.collect()
+    figures["full collection ms"] = took.wall * 1e3
+    figures |= ask(mesh, uids, services)
+    with yardstick.stopwatch() as took:
+        load(mesh, groups[: 1000 // GROUP])
+    figures["1000 updates: CPU ms"] = took.cpu * 1e3
+    return figures | forget(mesh, uids)
 
 
-def measure(mesh: Mesh, uids: list[str], services: int) -> None:
-    """Lookups and draws."""
+def forget(mesh: Mesh, uids: list[str]) -> yardstick.Figures:
+    """Everything goes, 256 at a time."""
+    longest = 0.0
+    with yardstick.stopwatch() as took:
+        for start in range(0, len(uids), 256):
+            begun = time.perf_counter()
+            mesh.apply(Batch(removed_addresses=uids[start : start + 256]))
+            longest = max(longest, time.perf_counter() - begun)
+    return {"forget all workloads: CPU s": took.cpu, "longest slice of 256 ms": longest * 1e3}
+
+
+def ask(mesh: Mesh, uids: list[str], services: int) -> yardstick.Figures:
+    """Lookups and draws, in microseconds of processor time."""
     rng = random.Random(2)
     some = rng.sample(uids, min(4000, len(uids)))
     addresses = [NetworkAddress("", IPv4Address(0x0A000000 + n)) for n in range(1000)]
     vips = [NetworkAddress("", IPv4Address(0x0B000000 + n % services)) for n in range(1000)]
-    report("workload by uid, first time", each(len(some), lambda n: mesh.workload(some[n])), "us")
-    report("workload by uid, again", each(len(some), lambda n: mesh.workload(some[n])), "us")
+    figures = {
+        "workload by uid, first time: CPU us": each(len(some), lambda n: mesh.workload(some[n])),
+        "workload by uid, again: CPU us": each(len(some), lambda n: mesh.workload(some[n])),
+    }
     for address in addresses:
         mesh.workload_at(address)
-    report("workload by address", each(1000, lambda n: mesh.workload_at(addresses[n])), "us")
-    report("service by VIP", each(1000, lambda n: mesh.service_at(vips[n], "namespace-1")), "us")
+    figures["workload by address: CPU us"] = each(1000, lambda n: mesh.workload_at(addresses[n]))
+    figures["service by VIP: CPU us"] = each(1000, lambda n: mesh.service_at(vips[n], "namespace-1"))
     source, service = mesh.workload(uids[0]), next(mesh.services())
     assert source is not None
-    begun = time.process_time()
-    choose(service, 80, source, mesh, rng, waypoint=False)
-    report("endpoint of a service, first draw", (time.process_time() - begun) * 1e6, "us")
-    report(
-        "endpoint of a service, more",
-        each(1000, lambda n: choose(service, 80, source, mesh, rng, waypoint=False)),
-        "us",
-    )
+
+    def draw(_n: int) -> object:
+        return choose(service, 80, source, mesh, rng, waypoint=False)
+
+    figures["endpoint of a service, first draw: CPU us"] = each(1, draw)
+    figures["endpoint of a service, more: CPU us"] = each(1000, draw)
     assert len(mesh.endpoints(NamespacedHostname(service.namespace, service.hostname))) > 0
+    return figures
 
 
 if __name__ == "__main__":
-    main(*[int(text) for text in (sys.argv[1:] + ["200000", "10000"][len(sys.argv) - 1 :])])
+    options = yardstick.options(__doc__)
+    options.add_argument("workloads", type=int, nargs="?", default=200_000)
+    options.add_argument("services", type=int, nargs="?", default=10_000)
+    yardstick.run(options, measure, rounds=1)

@@ -1,6 +1,6 @@
 """Plain relay by copy and by `os.splice`: throughput and CPU of the process between two TCP connections.
 
-python -m tests.benchmarks.splice [--seconds N] [--rounds N]
+python -m tests.benchmarks.splice [--seconds 2]
 """
 
 import argparse
@@ -8,10 +8,10 @@ import multiprocessing
 import os
 import select
 import socket
-import statistics
 import time
 from collections.abc import Callable
 
+from tests.benchmarks import yardstick
 from ztunnel_trio.net.engine import CHUNK_BYTES
 
 Move = Callable[[socket.socket, socket.socket], int]
@@ -66,7 +66,7 @@ def receive_for_ever(sock: socket.socket) -> None:
         pass
 
 
-def measure(make: Callable[[], Move], seconds: float) -> tuple[float, float]:
+def measure_way(name: str, make: Callable[[], Move], seconds: float) -> yardstick.Figures:
     """Gigabytes a second, and CPU seconds a gigabyte of the relaying process."""
     (feed, source), (sink, drain) = connected(), connected()
     context = multiprocessing.get_context("fork")
@@ -77,34 +77,30 @@ def measure(make: Callable[[], Move], seconds: float) -> tuple[float, float]:
     for worker in workers:
         worker.start()
     move, moved = make(), 0
-    began, cpu = time.perf_counter(), time.process_time()
-    while time.perf_counter() - began < seconds:
-        select.select([source], [], [], 1)
-        moved += move(source, sink)
-    took, used = time.perf_counter() - began, time.process_time() - cpu
+    until = time.perf_counter() + seconds
+    with yardstick.stopwatch() as took:
+        while time.perf_counter() < until:
+            select.select([source], [], [], 1)
+            moved += move(source, sink)
     for sock in (feed, source, sink, drain):
         sock.close()
     for worker in workers:
         worker.terminate()
         worker.join()
-    return moved / took / 1e9, used / moved * 1e9
+    return {
+        f"{name}: gb_per_second": moved / took.wall / 1e9,
+        f"{name}: CPU s/GB": took.cpu / moved * 1e9,
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    ways: dict[str, Callable[[], Move]] = {"copy": copier, "splice": splicer}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(options.rounds):
-        for name, make in ways.items():
-            found[name].append(measure(make, options.seconds))
-    for name, figures in found.items():
-        rate = statistics.median(rate for rate, _ in figures)
-        cpu = statistics.median(cpu for _, cpu in figures)
-        print(f"{name:8} {rate:6.2f} GB/s {cpu:6.2f} CPU s a GB")  # noqa: T201
+def measure(chosen: argparse.Namespace) -> yardstick.Figures:
+    return {
+        **measure_way("copy", copier, chosen.seconds),
+        **measure_way("splice", splicer, chosen.seconds),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    options = yardstick.options(__doc__)
+    options.add_argument("--seconds", type=float, default=2.0)
+    yardstick.run(options, measure)

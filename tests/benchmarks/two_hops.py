@@ -2,13 +2,13 @@
 
 Both hops share this process and one core, the applications are child processes. Run:
 
-    python -m tests.benchmarks.two_hops [--task] [--seconds 2]
+    python -m tests.benchmarks.two_hops [--task] [--seconds 2] [--only upload]
 """
 
 import argparse
 import gc
+import json
 import os
-import resource
 import socket
 import ssl
 import statistics
@@ -22,6 +22,7 @@ from functools import partial
 import trio
 import trustme
 
+from tests.benchmarks import yardstick
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
@@ -47,11 +48,6 @@ class Counted:
     to_source: int = 0
 
 
-def say(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
-
-
 def serve_apps(listener: socket.socket) -> None:
     """The destination: the first byte says what a connection is for: (e)cho, (s)ink, (p)our, (i)dle."""
 
@@ -75,7 +71,7 @@ def serve_apps(listener: socket.socket) -> None:
         threading.Thread(target=one, args=(conn,), daemon=True).start()
 
 
-def rounds(address: tuple[str, int], seconds: float) -> None:
+def round_trips(address: tuple[str, int], seconds: float) -> yardstick.Figures:
     with socket.create_connection(address) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.sendall(b"e")
@@ -90,10 +86,10 @@ def rounds(address: tuple[str, int], seconds: float) -> None:
             took.append(time.perf_counter() - began)
     took.sort()
     p50, p99 = (took[int(len(took) * part)] * 1e6 for part in (0.5, 0.99))
-    say(f"p50 {p50:.0f} us  p99 {p99:.0f} us  {len(took)} rounds")
+    return {"p50 us": p50, "p99 us": p99, "n": len(took)}
 
 
-def upload(address: tuple[str, int], seconds: float) -> None:
+def upload(address: tuple[str, int], seconds: float) -> yardstick.Figures:
     with socket.create_connection(address) as sock:
         sock.sendall(b"s")
         chunk, total = bytes(1 << 20), 0
@@ -101,20 +97,20 @@ def upload(address: tuple[str, int], seconds: float) -> None:
         while time.perf_counter() - began < seconds:
             sock.sendall(chunk)
             total += len(chunk)
-        say(f"{total / (time.perf_counter() - began) / 1e9:.2f} GB/s, {total / 1e9:.2f} GB")
+        return {"gb_per_second": total / (time.perf_counter() - began) / 1e9, "n": total / 1e9}
 
 
-def download(address: tuple[str, int], seconds: float) -> None:
+def download(address: tuple[str, int], seconds: float) -> yardstick.Figures:
     with socket.create_connection(address) as sock:
         sock.sendall(b"p")
         buffer, total = bytearray(1 << 20), 0
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
             total += sock.recv_into(buffer)
-        say(f"{total / (time.perf_counter() - began) / 1e9:.2f} GB/s, {total / 1e9:.2f} GB")
+        return {"gb_per_second": total / (time.perf_counter() - began) / 1e9, "n": total / 1e9}
 
 
-def connect(address: tuple[str, int], seconds: float) -> None:
+def connect(address: tuple[str, int], seconds: float) -> yardstick.Figures:
     took = []
     until = time.perf_counter() + seconds
     while (began := time.perf_counter()) < until:
@@ -122,18 +118,32 @@ def connect(address: tuple[str, int], seconds: float) -> None:
             sock.sendall(b"ex")
             sock.recv(1)
             took.append(time.perf_counter() - began)
-    say(f"{len(took) / seconds:.0f} connections/s, p50 {statistics.median(took) * 1e6:.0f} us, {len(took)}")
+    return {"per_second": len(took) / seconds, "p50 us": statistics.median(took) * 1e6, "n": len(took)}
 
 
-def idle(address: tuple[str, int], seconds: float) -> None:
-    socks = []
-    for _ in range(1000):
-        sock = socket.create_connection(address)
-        sock.sendall(b"ex")
-        sock.recv(1)
-        socks.append(sock)
-    say("1000 idle")
-    time.sleep(2)
+LOADS = (
+    ("direct round trip", round_trips, "CPU us each", 1e6),
+    ("round trip", round_trips, "CPU us each", 1e6),
+    ("upload", upload, "CPU s/GB", 1.0),
+    ("download", download, "CPU s/GB", 1.0),
+    ("connections", connect, "CPU us each", 1e6),
+)
+IDLE = 1000
+
+
+async def loaded(work: Callable[[], yardstick.Figures]) -> yardstick.Figures:
+    """What a child process found out."""
+    reading, writing = os.pipe()
+
+    def tell() -> None:
+        os.write(writing, json.dumps(work()).encode())
+
+    pid = child(tell)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        found: yardstick.Figures = json.loads(await trio.to_thread.run_sync(pipe.read))
+    await trio.to_thread.run_sync(os.waitpid, pid, 0)
+    return found
 
 
 def child(work: Callable[[], None]) -> int:
@@ -144,6 +154,34 @@ def child(work: Callable[[], None]) -> int:
         finally:
             os._exit(0)
     return pid
+
+
+async def idle(address: tuple[str, int]) -> yardstick.Figures:
+    """Memory of both hops, a connection."""
+    gc.collect()
+    before = resident_kib()
+    reading, writing = os.pipe()
+    standing, stood = os.pipe()
+
+    def hold() -> None:
+        os.close(writing)
+        socks = []
+        for _ in range(IDLE):
+            sock = socket.create_connection(address)
+            sock.sendall(b"ex")
+            sock.recv(1)
+            socks.append(sock)
+        os.write(stood, b".")
+        os.read(reading, 1)
+
+    pid = child(hold)
+    await trio.to_thread.run_sync(os.read, standing, 1)
+    gc.collect()
+    figures = {"idle: KiB a connection, both hops": (resident_kib() - before) / IDLE}
+    for fd in (reading, writing, standing, stood):
+        os.close(fd)
+    await trio.to_thread.run_sync(os.waitpid, pid, 0)
+    return figures
 
 
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -197,17 +235,13 @@ async def dial(address: tuple[str, int]) -> socket.socket:
     return sock
 
 
-def cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def resident_kib() -> int:
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * 4
 
 
-async def main(seconds: float, *, in_front: bool, only: str) -> None:
+async def main(seconds: float, *, in_front: bool, only: str) -> yardstick.Figures:
+    figures: yardstick.Figures = {}
     apps = socket.create_server(("127.0.0.1", 0), backlog=1024)
     app_pid = child(lambda: serve_apps(apps))
     app_address = apps.getsockname()
@@ -220,12 +254,12 @@ async def main(seconds: float, *, in_front: bool, only: str) -> None:
         sock = await dial(app_address)
         stream = request.accept([])
         if text := await relay(engine, stream, SocketEnd(sock), Counted()):
-            say("inbound:", text)
+            sys.stderr.write(f"inbound: {text}\n")
 
     async def captured(sock: socket.socket, tunnel: ClientTunnel) -> None:
         stream = await tunnel.open(TARGET, HEADERS)
         if text := await relay(engine, SocketEnd(sock), stream, Counted()):
-            say("outbound:", text)
+            sys.stderr.write(f"outbound: {text}\n")
 
     async def capture(tunnel: ClientTunnel) -> None:
         while True:
@@ -247,35 +281,31 @@ async def main(seconds: float, *, in_front: bool, only: str) -> None:
         await nursery.start(client.run)
         nursery.start_soon(capture, client)
         address = outbound.getsockname()
-        for name, work in (
-            ("direct round trip", rounds),
-            ("round trip", rounds),
-            ("upload", upload),
-            ("download", download),
-            ("connections", connect),
-            ("idle", idle),
-        ):
-            if only and only not in name:
+        for name, work, cpu, scale in LOADS:
+            if only not in name:
                 continue
             gc.collect()
-            before, size = cpu(), resident_kib()
-            say(f"{name}: ", end="")
+            before = time.process_time()
             where = app_address if name.startswith("direct") else address
-            pid = child(partial(work, where, seconds))
-            if work is idle:
-                await trio.sleep(3)
-                gc.collect()
-                say(f"{(resident_kib() - size) / 1000:.1f} KiB a connection, both hops")
-            await trio.to_thread.run_sync(os.waitpid, pid, 0)
-            say(f"    cpu {cpu() - before:.2f} s")
+            found = await loaded(partial(work, where, seconds))
+            count = found.pop("n")
+            figures |= {f"{name}: {figure}": value for figure, value in found.items()}
+            figures[f"{name}: {cpu}"] = (time.process_time() - before) / count * scale
+        if only in "idle":
+            figures |= await idle(address)
         os.kill(app_pid, 9)
+        await trio.to_thread.run_sync(os.waitpid, app_pid, 0)
         nursery.cancel_scope.cancel()
+    return figures
+
+
+def measure(chosen: argparse.Namespace) -> yardstick.Figures:
+    return trio.run(lambda: main(chosen.seconds, in_front=not chosen.task, only=chosen.only))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--task", action="store_true", help="drive the engine as a Trio task")
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--only", default="")
-    chosen = parser.parse_args()
-    trio.run(lambda: main(chosen.seconds, in_front=not chosen.task, only=chosen.only))
+    options = yardstick.options(__doc__)
+    options.add_argument("--task", action="store_true", help="drive the engine as a Trio task")
+    options.add_argument("--seconds", type=float, default=2.0)
+    options.add_argument("--only", default="", help="loads with this in their name")
+    yardstick.run(options, measure, rounds=1)
