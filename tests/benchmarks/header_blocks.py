@@ -10,7 +10,7 @@ from functools import partial
 import hpack
 
 from tests.benchmarks import yardstick
-from ztunnel_trio.wire.hbone_book import PlainEncoder
+from ztunnel_trio.wire.http2.compression import PlainEncoder
 
 BAGGAGE = (
     b"k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=client,service.name=client"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Self
+from typing import Final, Self
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 
@@ -84,13 +84,23 @@ class HostPort:
 HboneTarget = SocketAddress | HostPort
 
 
-@lru_cache(maxsize=4096)
+_LONGEST_AUTHORITY: Final = 253 + 6  # a host name (RFC 1035 2.3.4) and a port
+
+
 def parse_hbone_target(text: str) -> HboneTarget:
     """Read a CONNECT authority: `ip:port` first, else `host:port`.
 
     Raises:
-        PeerBrokeProtocol: no port, an empty host, or characters no host has.
+        PeerBrokeProtocol: no port, an empty host or one of more than 253 characters, or characters no host
+            has.
     """
+    if len(text) > _LONGEST_AUTHORITY:  # peers write these, and the last few thousand are remembered
+        raise PeerBrokeProtocol(f"no valid authority: {text[:_LONGEST_AUTHORITY]}…")
+    return _parse_hbone_target(text)
+
+
+@lru_cache(maxsize=4096)
+def _parse_hbone_target(text: str) -> HboneTarget:
     try:
         return SocketAddress.parse(text)
     except PeerBrokeProtocol:

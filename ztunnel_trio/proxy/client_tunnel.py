@@ -13,9 +13,9 @@ from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.proxy.doubts import Doubts
 from ztunnel_trio.proxy.tunnel import PING, State, Tunnel, TunnelSettings
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
-from ztunnel_trio.wire.connect_fields import Field
-from ztunnel_trio.wire.hbone import LARGEST_STREAM_ID
-from ztunnel_trio.wire.hbone_events import ErrorCode
+from ztunnel_trio.wire.http2 import events as http2
+from ztunnel_trio.wire.http2.compression import Field
+from ztunnel_trio.wire.http2.frames import LARGEST_STREAM_ID
 
 log = get_logger("proxy::h2::client")
 
@@ -165,11 +165,10 @@ class ClientTunnel(Tunnel):
         self.peer_max_streams = LARGEST_STREAM_ID if max_streams is None else max_streams
         self._after_streams_changed()
 
-    def _go_away_received(self, last: int, code: int) -> None:
-        super()._go_away_received(last, code)
-        for stream_id in [stream_id for stream_id in self._streams if stream_id > last]:
-            self.core.reset(stream_id, ErrorCode.CANCEL)
-            self._stream_over(stream_id, code, by_us=False)
+    def _go_away_received(self, event: http2.GoAwayReceived) -> None:
+        super()._go_away_received(event)
+        for stream_id in event.unprocessed:
+            self._stream_over(stream_id, event.code, by_us=False)
 
     def _after_streams_changed(self) -> None:
         if not self._queue:

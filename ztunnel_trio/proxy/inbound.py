@@ -38,7 +38,6 @@ from ztunnel_trio.proxy.serving import ended_by, log
 from ztunnel_trio.proxy.tunnel import Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
 from ztunnel_trio.supervise.drain import Drain
-from ztunnel_trio.wire.connect_fields import Field
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
     FORWARDED,
@@ -50,6 +49,7 @@ from ztunnel_trio.wire.header_values import (
     parse_baggage,
     parse_forwarded_host,
 )
+from ztunnel_trio.wire.http2.compression import Field
 from ztunnel_trio.wire.proxy_protocol import encode_header
 
 HEADER_TEXTS: Final = {name: name.decode() for name in (BAGGAGE, FORWARDED, TRACEPARENT, X_FORWARDED_NETWORK)}

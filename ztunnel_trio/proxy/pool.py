@@ -24,7 +24,7 @@ from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.serving import contained
 from ztunnel_trio.proxy.tunnel import Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
-from ztunnel_trio.wire.connect_fields import Field
+from ztunnel_trio.wire.http2.compression import Field
 
 log = get_logger("proxy::pool")
 

@@ -11,9 +11,9 @@ from ztunnel_trio.net.transport import Transport
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.proxy.tunnel import State, Tunnel, TunnelSettings
 from ztunnel_trio.proxy.tunnel_stream import NO_FIELDS, H2Failed, TunnelStream
-from ztunnel_trio.wire import hbone_events as hbone
-from ztunnel_trio.wire.connect_fields import Field
-from ztunnel_trio.wire.hbone_events import ErrorCode
+from ztunnel_trio.wire.http2 import events as http2
+from ztunnel_trio.wire.http2.codes import ErrorCode
+from ztunnel_trio.wire.http2.compression import Field
 
 log = get_logger("proxy::h2::server")
 
@@ -23,7 +23,7 @@ class TunnelRequest:
 
     __slots__ = ("_stream", "_tunnel", "authority", "headers", "method")
 
-    def __init__(self, tunnel: "ServerTunnel", stream: TunnelStream, asked: hbone.TunnelRequested) -> None:
+    def __init__(self, tunnel: "ServerTunnel", stream: TunnelStream, asked: http2.TunnelRequested) -> None:
         self._tunnel = tunnel
         self._stream = stream
         self.method = asked.method
@@ -111,14 +111,13 @@ class ServerTunnel(Tunnel):
         self.core.accept(stream.stream_id, headers)
         self.flush()
 
-    def _requested(self, asked: hbone.TunnelRequested) -> None:
+    def _requested(self, asked: http2.TunnelRequested) -> None:
         nursery = self._nursery
         if (
             nursery is None
             or nursery.cancel_scope.cancel_called
             or self._served >= 2 * self.settings.max_streams
         ):
-            self.core.served(asked.stream_id)
             self.core.reset(asked.stream_id, ErrorCode.REFUSED_STREAM)
             return
         stream = self._streams[asked.stream_id] = TunnelStream(self, asked.stream_id)
@@ -128,7 +127,6 @@ class ServerTunnel(Tunnel):
         self.engine.wake()
 
     async def _serve_one(self, request: TunnelRequest, stream: TunnelStream) -> None:
-        self.core.served(stream.stream_id)
         try:
             if self._serve is not None:
                 await self._serve(request)

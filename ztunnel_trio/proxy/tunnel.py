@@ -1,6 +1,6 @@
 """One HBONE connection: its streams, windows and pumps.
 
-`wire.hbone` speaks, the engine moves. Bytes of the peer are read in one pump of the tunnel and go from the
+`wire.http2` speaks, the engine moves. Bytes of the peer are read in one pump of the tunnel and go from the
 shared buffer straight to the reader of their stream; bytes of the applications are written by the pumps of
 their relays. What TLS would not take waits in one queue, and while there is something in it no relay of
 this tunnel reads more from its application. A stream whose reader takes nothing keeps at most its own
@@ -19,6 +19,7 @@ leaving it closes everything.
 
 import enum
 import ssl
+import time
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -29,10 +30,9 @@ from ztunnel_trio.net.engine import HANGING_UP, READ_BYTES, READABLE, WRITABLE, 
 from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.transport import Bytes, TlsSocket, Transport
 from ztunnel_trio.proxy.tunnel_stream import TunnelStream, reason_text
-from ztunnel_trio.wire import hbone_events as hbone
-from ztunnel_trio.wire.hbone import HboneConnection
-from ztunnel_trio.wire.hbone_book import HboneSettings
-from ztunnel_trio.wire.hbone_events import ErrorCode
+from ztunnel_trio.wire.http2 import events as http2
+from ztunnel_trio.wire.http2.codes import ErrorCode
+from ztunnel_trio.wire.http2.connection import Http2Connection, Http2Settings
 
 _READ_SHARE = 131_072  # what one turn of a tunnel's read pump takes
 _MOST_PENDING = 524_288  # a chunk and the control frames of honest peers; more is a peer that only asks
@@ -75,8 +75,8 @@ class Tunnel:
         self.engine = engine
         self.settings = settings
         header_list = settings.client_header_list_size if is_client else settings.server_header_list_size
-        self.core = HboneConnection(
-            HboneSettings(
+        self.core = Http2Connection(
+            Http2Settings(
                 is_client=is_client,
                 stream_window=settings.stream_window,
                 connection_window=settings.connection_window,
@@ -382,16 +382,22 @@ class Tunnel:
         self.failure_text = self.lost_text = f"connection error detected: {reason_text(code)}"
 
     def _receive(self, view: memoryview) -> None:
-        resumed: list[int] = []
         self._heard += 1
-        try:
-            events = self.core.receive(view)
-        except PeerBrokeProtocol as error:
-            self._fail(ErrorCode.PROTOCOL_ERROR if error.code is None else error.code)
-            self._close()
-            return
+        now = time.monotonic()
+        while view and self._state is State.OPEN:
+            try:
+                events = self.core.receive(view, now)
+            except PeerBrokeProtocol as error:
+                self._fail(ErrorCode.PROTOCOL_ERROR if error.code is None else error.code)
+                self._close()
+                return
+            view = view[self.core.taken :]
+            self._tell(events)
+
+    def _tell(self, events: "list[http2.Event]") -> None:
+        resumed: list[int] = []
         for event in events:
-            if type(event) is hbone.DataReceived:
+            if type(event) is http2.DataReceived:
                 stream = self._streams.get(event.stream_id)
                 if stream is not None:
                     stream.deliver(event.data)
@@ -408,34 +414,34 @@ class Tunnel:
             elif (stream := self.waiting.pop(stream_id, None)) is not None:
                 stream.resume()
 
-    def _handle(self, event: hbone.Event, resumed: list[int]) -> None:
+    def _handle(self, event: http2.Event, resumed: list[int]) -> None:
         match event:
-            case hbone.WindowOpened(stream_id):
+            case http2.WindowOpened(stream_id):
                 resumed.append(stream_id)
-            case hbone.StreamEnded(stream_id):
+            case http2.StreamEnded(stream_id):
                 if (stream := self._streams.get(stream_id)) is not None:
                     stream.peer_ended()
                     # Not by the core's book: that may have seen a reset that came with the end and is still
                     # to be told.
                     if stream.has_ended:
                         self._drop_if_over(stream_id)
-            case hbone.StreamReset(stream_id, code):
+            case http2.StreamReset(stream_id, code):
                 self._stream_over(stream_id, code, by_us=False)
-            case hbone.StreamFailed(stream_id, code):
+            case http2.StreamFailed(stream_id, code):
                 self._stream_over(stream_id, code, by_us=True)
-            case hbone.TunnelRequested():
+            case http2.TunnelRequested():
                 self._requested(event)
-            case hbone.TunnelAnswered(stream_id, status, headers):
+            case http2.TunnelAnswered(stream_id, status, headers):
                 if (stream := self._streams.get(stream_id)) is not None:
                     stream.answered(status, headers)
-            case hbone.SettingsReceived(max_streams):
+            case http2.SettingsReceived(max_streams):
                 self._settings_received(max_streams)
-            case hbone.PingAcked():
+            case http2.PingAcked():
                 self._acked.set()
                 self.engine.wake()
-            case hbone.GoAwayReceived(last, code):
-                self._go_away_received(last, code)
-            case hbone.DataReceived():
+            case http2.GoAwayReceived():
+                self._go_away_received(event)
+            case http2.DataReceived():
                 pass  # by `_receive`
             case _:
                 assert_never(event)
@@ -450,13 +456,13 @@ class Tunnel:
             stream.wake_opener()
             self._after_streams_changed()
 
-    def _go_away_received(self, last: int, code: int) -> None:
-        self._peer_last = last
-        self.failure_text = f"connection error received: {reason_text(code)}"
+    def _go_away_received(self, event: http2.GoAwayReceived) -> None:
+        self._peer_last = event.last_stream_id
+        self.failure_text = f"connection error received: {reason_text(event.code)}"
         self._after_streams_changed()
 
     def _settings_received(self, max_streams: int | None) -> None:
         """For the client."""
 
-    def _requested(self, asked: hbone.TunnelRequested) -> None:
+    def _requested(self, asked: http2.TunnelRequested) -> None:
         """For the server."""

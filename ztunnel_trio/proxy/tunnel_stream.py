@@ -6,9 +6,9 @@ from typing import Final, Protocol
 from ztunnel_trio.errors import ZtunnelError
 from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.relay import StreamReader
-from ztunnel_trio.wire.connect_fields import Fields
-from ztunnel_trio.wire.hbone import HEADER_BYTES
-from ztunnel_trio.wire.hbone_events import ErrorCode
+from ztunnel_trio.wire.http2.codes import ErrorCode
+from ztunnel_trio.wire.http2.fields import Fields
+from ztunnel_trio.wire.http2.frames import HEADER_BYTES
 
 NO_FIELDS: Final[Fields] = {}
 

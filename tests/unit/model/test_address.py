@@ -88,6 +88,7 @@ def test_authorities_are_addresses_or_hosts_with_a_port(text: str, target: Hbone
         "a b:80",
         "höst:80",
         "[host]:80",
+        "h" * 254 + ":65535",
     ],
 )
 def test_what_is_no_authority_is_refused(text: str) -> None:

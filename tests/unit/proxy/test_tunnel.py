@@ -15,7 +15,7 @@ from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.wire.hbone_events import ErrorCode
+from ztunnel_trio.wire.http2.codes import ErrorCode
 
 drivers = pytest.mark.parametrize("in_front", [True, False])
 MIB = 1 << 20

@@ -1,7 +1,7 @@
 import pytest
 
 from ztunnel_trio.proxy.tunnel_stream import TunnelStream, reason_text
-from ztunnel_trio.wire.hbone_events import ErrorCode
+from ztunnel_trio.wire.http2.codes import ErrorCode
 
 
 def test_error_codes_read_as_in_the_reference() -> None:

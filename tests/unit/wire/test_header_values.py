@@ -155,3 +155,9 @@ def test_the_host_of_a_forwarded_header_is_read(value: bytes | None, host: str |
 )
 def test_another_network_means_a_gateway_between(value: bytes | None, network: str, through: bool) -> None:
     assert came_through_gateway(value, network) is through
+
+
+def test_a_value_becomes_no_label_of_any_length() -> None:
+    baggage = parse_baggage([b"k8s.cluster.name=" + b"c" * 60_000])
+
+    assert baggage == Baggage(cluster="c" * 253)

@@ -1,7 +1,7 @@
 import pytest
 
 from ztunnel_trio.errors import PeerBrokeProtocol
-from ztunnel_trio.wire.connect_fields import check_trailers, list_size, read_answer, read_request
+from ztunnel_trio.wire.http2.fields import check_trailers, list_size, read_answer, read_request
 
 CONNECT = [(b":method", b"CONNECT"), (b":authority", b"1.2.3.4:80")]
 

@@ -2,14 +2,21 @@
 
 import struct
 
+import h2.config
+import h2.connection
+import h2.events
 import hpack
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.http2 import feed
 from ztunnel_trio.errors import PeerBrokeProtocol
-from ztunnel_trio.wire.hbone import HboneConnection
-from ztunnel_trio.wire.hbone_book import PREFACE, HboneSettings
-from ztunnel_trio.wire.hbone_events import DataReceived, ErrorCode, StreamEnded, TunnelRequested
+from ztunnel_trio.wire.http2.codes import ErrorCode
+from ztunnel_trio.wire.http2.compression import BoundedDecoder
+from ztunnel_trio.wire.http2.connection import Http2Connection, Http2Settings
+from ztunnel_trio.wire.http2.events import DataReceived, StreamEnded, TunnelRequested
+from ztunnel_trio.wire.http2.frames import PREFACE
 
 PLAIN = [(":method", "POST"), (":scheme", "https"), (":path", "/"), ("content-length", "3")]
 POST = hpack.Encoder().encode(PLAIN)
@@ -36,14 +43,13 @@ any_frame = st.one_of(
 )
 
 
-def check_fed(core: HboneConnection, pieces: list[bytes]) -> None:
+def check_fed(core: Http2Connection, pieces: list[bytes]) -> None:
     try:
         for piece in pieces:
-            for event in core.receive(memoryview(piece)):
+            for event in feed(core, piece):
                 if isinstance(event, DataReceived):
                     core.credit(event.stream_id, len(event.data))
                 elif isinstance(event, TunnelRequested):
-                    core.served(event.stream_id)
                     if event.method == "CONNECT":
                         core.accept(event.stream_id, [])
                     elif event.stream_id == 1:
@@ -61,7 +67,7 @@ def check_fed(core: HboneConnection, pieces: list[bytes]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(any_frame, max_size=12), st.booleans())
 def test_frames_without_sense_break_nothing_of_ours(sent: list[bytes], is_client: bool) -> None:
-    core = HboneConnection(HboneSettings(is_client=is_client))
+    core = Http2Connection(Http2Settings(is_client=is_client))
     if is_client:
         core.open_stream("h:1", [])
         core.open_stream("h:1", [])
@@ -72,17 +78,38 @@ def test_frames_without_sense_break_nothing_of_ours(sent: list[bytes], is_client
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.booleans(), st.booleans())
 def test_bytes_without_sense_break_nothing_of_ours(sent: bytes, is_client: bool, greets: bool) -> None:
-    core = HboneConnection(HboneSettings(is_client=is_client))
+    core = Http2Connection(Http2Settings(is_client=is_client))
     check_fed(core, [(b"" if is_client else PREFACE) + frame(4, 0, 0, b"")] if greets else [])
     check_fed(core, [sent])
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(
+        st.binary(max_size=30) | st.sampled_from([CONNECT, POST, b"\x82\xbe", b"\x3f\xe1\x1f"]), max_size=4
+    )
+)
+def test_blocks_are_decoded_as_hpack_decodes_them(blocks: list[bytes]) -> None:
+    ours, theirs = BoundedDecoder(1 << 20), hpack.Decoder(max_header_list_size=1 << 20)
+    for block in blocks:
+        expected: list[tuple[bytes, bytes]] | None
+        try:
+            expected = [(bytes(name), bytes(value)) for name, value in theirs.decode(block, raw=True)]
+        except hpack.HPACKError:
+            expected = None
+        if expected is None:
+            with pytest.raises(hpack.HPACKError):
+                ours.decode(block)
+            return
+        assert ours.decode(block) == expected
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=50), max_size=8), st.lists(st.integers(1, 30), min_size=1, max_size=20))
 def test_payload_arrives_whatever_the_cuts(payload: list[bytes], cuts: list[int]) -> None:
     client, server = (
-        HboneConnection(HboneSettings(is_client=True)),
-        HboneConnection(HboneSettings(is_client=False)),
+        Http2Connection(Http2Settings(is_client=True)),
+        Http2Connection(Http2Settings(is_client=False)),
     )
     client.open_stream("h:1", [])
     sent = client.outgoing()
@@ -95,7 +122,7 @@ def test_payload_arrives_whatever_the_cuts(payload: list[bytes], cuts: list[int]
     got, position, number = b"", 0, 0
     while position < len(sent):
         cut = cuts[number % len(cuts)]
-        for event in server.receive(memoryview(sent)[position : position + cut]):
+        for event in feed(server, sent[position : position + cut]):
             if isinstance(event, DataReceived):
                 got += bytes(event.data)
         position, number = position + cut, number + 1
@@ -106,20 +133,67 @@ def test_payload_arrives_whatever_the_cuts(payload: list[bytes], cuts: list[int]
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 5000), max_size=30))
 def test_credit_never_exceeds_what_was_taken(amounts: list[int]) -> None:
-    client = HboneConnection(HboneSettings(is_client=True))
-    server = HboneConnection(HboneSettings(is_client=False, stream_window=8192, connection_window=65_535))
+    client = Http2Connection(Http2Settings(is_client=True))
+    server = Http2Connection(Http2Settings(is_client=False, stream_window=8192, connection_window=65_535))
     client.open_stream("h:1", [])
     for _ in range(2):
-        server.receive(memoryview(client.outgoing()))
-        client.receive(memoryview(server.outgoing()))
+        feed(server, client.outgoing())
+        feed(client, server.outgoing())
     for amount in amounts:
         room = min(client.room(1), amount)
         if room:
             buffer = memoryview(bytearray(9 + room))
             client.put_data_header(buffer, 1, room)
-            for event in server.receive(buffer):
+            for event in feed(server, buffer):
                 assert isinstance(event, DataReceived)
                 server.credit(1, len(event.data))
-        client.receive(memoryview(server.outgoing()))
+        feed(client, server.outgoing())
 
     assert 8192 * 3 // 4 <= client.room(1) <= 8192
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.binary(max_size=300)), max_size=12), st.integers(1, 40))
+def test_h2_and_we_understand_each_other(said: list[tuple[bool, bytes]], cut: int) -> None:
+    """Whole connections against another implementation: greeting, CONNECT, payload both ways, both ends."""
+    ours = Http2Connection(Http2Settings(is_client=False))
+    theirs = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+    theirs.initiate_connection()
+    theirs.send_headers(1, [(":method", "CONNECT"), (":authority", "h:1")])
+    got: dict[str, bytes] = {"ours": b"", "theirs": b""}
+    heard: list[object] = []
+
+    def exchange() -> None:
+        while sent := theirs.data_to_send():
+            for start in range(0, len(sent), cut):
+                for event in feed(ours, sent[start : start + cut]):
+                    if isinstance(event, DataReceived):
+                        got["ours"] += bytes(event.data)
+                        ours.credit(event.stream_id, len(event.data))
+                    elif isinstance(event, TunnelRequested):
+                        ours.accept(event.stream_id, [(b"baggage", b"k=v")])
+                    heard.append(type(event))
+            for heard_event in theirs.receive_data(ours.outgoing()):
+                if isinstance(heard_event, h2.events.DataReceived):
+                    got["theirs"] += heard_event.data or b""
+
+    exchange()
+    for is_ours, payload in said:
+        if is_ours and payload:
+            buffer = memoryview(bytearray(9) + payload)
+            ours.put_data_header(buffer, 1, len(payload))
+            for event in theirs.receive_data(bytes(buffer)):
+                if isinstance(event, h2.events.DataReceived):
+                    got["theirs"] += event.data or b""
+        elif not is_ours:
+            theirs.send_data(1, payload)
+        exchange()
+    theirs.end_stream(1)
+    ours.end(1)
+    theirs.receive_data(ours.outgoing())
+    exchange()
+
+    assert got["ours"] == b"".join(payload for is_ours, payload in said if not is_ours)
+    assert got["theirs"] == b"".join(payload for is_ours, payload in said if is_ours)
+    assert heard[-1] is StreamEnded
+    assert ours.open_streams == 0

@@ -1,30 +1,35 @@
 """The header fields of a CONNECT request and of its answer, checked as RFC 9113 8.1–8.5 asks.
 
-Apart from the frames (`wire.hbone`) because a malformed header list ends one stream, a malformed frame the
-connection.
+Apart from the frames because a malformed header list ends one stream, a malformed frame the connection.
+What every connection brings is checked by methods of `str` and `bytes`; regular expressions look only at
+what these do not clear.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.wire.http2.codes import ErrorCode
+from ztunnel_trio.wire.http2.compression import FIELD_OVERHEAD, Field
 
-PROTOCOL_ERROR = 1  # RFC 9113 7
-
-Field = tuple[bytes, bytes]
 Fields = dict[str, list[str]]
 
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110 5.1, lower case as RFC 9113 8.2.1 asks
-_BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")  # RFC 9113 8.2.1
-_AUTHORITY = re.compile(r"(\[[0-9A-Za-z:.%]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(:[A-Za-z0-9\-._~]*)?")
-_CONNECTION_FIELDS = frozenset(
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110 5.1, lower case as RFC 9113 8.2.1 asks
+_BAD_VALUE: Final = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")  # RFC 9113 8.2.1
+_UNRESERVED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"  # RFC 3986 2.3
+_HOST: Final = _UNRESERVED + b"%!$&'()*+,;="  # RFC 3986 3.2.2, reg-name
+_LITERAL: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:.%"  # within brackets
+_LONGEST_AUTHORITY: Final = 253 + 6  # a host name (RFC 1035 2.3.4) and a port
+_LONGEST_NUMBER: Final = 18  # digits of a content-length: more bytes than anybody sends
+_CONNECTION_FIELDS: Final = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 )
-_REQUEST_PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
-_ANSWER_PSEUDO = frozenset((b":status",))
-_NO_PSEUDO: frozenset[bytes] = frozenset()
-_NAMES: dict[bytes, str] = {
+_REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
+_ANSWER_PSEUDO: Final = frozenset((b":status",))
+_NO_PSEUDO: Final = frozenset[bytes]()
+_NAMES: Final[dict[bytes, str]] = {
     name.encode(): name
     for name in ("baggage", "forwarded", "traceparent", "x-forwarded-network", "user-agent", "via")
 }
@@ -46,11 +51,12 @@ class AnswerFields:
 
     status: int
     headers: Fields
+    content_length: int  # -1: not said
 
 
 def list_size(fields: Sequence[Field]) -> int:
     """The size of a header list as RFC 9113 6.5.2 counts it: names, values and 32 for each field."""
-    return sum([len(name) + len(value) for name, value in fields]) + 32 * len(fields)
+    return sum([len(name) + len(value) for name, value in fields]) + FIELD_OVERHEAD * len(fields)
 
 
 def read_request(fields: Iterable[Field]) -> RequestFields:
@@ -65,22 +71,20 @@ def read_request(fields: Iterable[Field]) -> RequestFields:
     method = pseudo.get(b":method")
     if not method:
         raise _malformed("a request without :method")
-    authority = None
-    if b":authority" in pseudo:
-        authority = pseudo[b":authority"].decode("latin-1")
-        if not authority or _AUTHORITY.fullmatch(authority) is None:
-            raise _malformed("an :authority nobody can parse")
+    authority = pseudo.get(b":authority")
+    if authority is not None and not _is_authority(authority):
+        raise _malformed("an :authority nobody can parse")
     if method == b"CONNECT":
         if b":scheme" in pseudo or b":path" in pseudo or b":protocol" in pseudo:
             raise _malformed("a CONNECT with :scheme, :path or :protocol")  # RFC 9113 8.5
     elif b":protocol" in pseudo or not pseudo.get(b":scheme") or not pseudo.get(b":path"):
         raise _malformed("a request without :scheme or :path, or with :protocol")  # RFC 9113 8.3.1
-    length = headers.get("content-length")
-    if length is None:
-        return RequestFields(method.decode("latin-1"), authority, headers, -1)
-    if len(set(length)) > 1 or not (length[0].isascii() and length[0].isdigit()) or len(length[0]) > 18:
-        raise _malformed("a content-length that is no number")
-    return RequestFields(method.decode("latin-1"), authority, headers, int(length[0]))
+    return RequestFields(
+        method.decode("latin-1"),
+        None if authority is None else authority.decode("ascii"),
+        headers,
+        _content_length(headers),
+    )
 
 
 def read_answer(fields: Iterable[Field]) -> AnswerFields:
@@ -93,7 +97,7 @@ def read_answer(fields: Iterable[Field]) -> AnswerFields:
     status = pseudo.get(b":status", b"")
     if len(status) != 3 or not status.isdigit():
         raise _malformed("an answer without a :status of three digits")
-    return AnswerFields(int(status), headers)
+    return AnswerFields(int(status), headers, _content_length(headers))
 
 
 def check_trailers(fields: Iterable[Field]) -> None:
@@ -109,23 +113,54 @@ def _split(fields: Iterable[Field], allowed: frozenset[bytes]) -> tuple[dict[byt
     pseudo: dict[bytes, bytes] = {}
     headers: Fields = {}
     for name, value in fields:
-        if _BAD_VALUE.search(value) is not None:
+        text = value.decode("latin-1")
+        if (not text.isprintable() or text[:1] == " " or text[-1:] == " ") and _BAD_VALUE.search(value):
             raise _malformed("a field value with forbidden characters")
         if name[:1] == b":":
             if headers or name in pseudo or name not in allowed:
                 raise _malformed("a pseudo-header that is unknown, repeated or out of place")
             pseudo[name] = value
             continue
-        text = _NAMES.get(name)
-        if text is None:
+        known = _NAMES.get(name)
+        if known is None:
             if _NAME.fullmatch(name) is None:
                 raise _malformed("a field name with forbidden characters")
             if name in _CONNECTION_FIELDS or (name == b"te" and value.lower() != b"trailers"):
                 raise _malformed("a connection-specific field")  # RFC 9113 8.2.2
-            text = name.decode()
-        headers.setdefault(text, []).append(value.decode("latin-1"))
+            known = name.decode()
+        lines = headers.get(known)
+        if lines is None:
+            headers[known] = [text]
+        else:
+            lines.append(text)
     return pseudo, headers
 
 
+def _is_authority(value: bytes) -> bool:
+    """Whether this is `host`, `host:port` or `[address]:port` (RFC 3986 3.2), and not absurdly long."""
+    if not value or len(value) > _LONGEST_AUTHORITY:
+        return False
+    if value[:1] == b"[":
+        host, bracket, rest = value[1:].partition(b"]")
+        if not host or not bracket or host.translate(None, _LITERAL) or rest[:1] not in (b"", b":"):
+            return False
+        return not rest[1:].translate(None, _UNRESERVED)
+    host, _, port = value.partition(b":")
+    return not host.translate(None, _HOST) and not port.translate(None, _UNRESERVED)
+
+
+def _content_length(headers: Fields) -> int:
+    """What a content-length says (RFC 9110 8.6), -1 where there is none."""
+    lines = headers.get("content-length")
+    if lines is None:
+        return -1
+    length = lines[0]
+    if any(line != length for line in lines) or not (length.isascii() and length.isdigit()):
+        raise _malformed("a content-length that is no number")
+    if len(length) > _LONGEST_NUMBER:
+        raise _malformed("a content-length that is no number")
+    return int(length)
+
+
 def _malformed(what: str) -> PeerBrokeProtocol:
-    return PeerBrokeProtocol(what, PROTOCOL_ERROR)
+    return PeerBrokeProtocol(what, ErrorCode.PROTOCOL_ERROR)

@@ -1,7 +1,10 @@
+"""HPACK, beside hpack itself."""
+
 import hpack
 import pytest
 
-from ztunnel_trio.wire.hbone_book import PlainDecoder, PlainEncoder, never_indexed
+from ztunnel_trio.wire.http2.compression import BoundedDecoder, PlainEncoder, decode_huffman, never_indexed
+from ztunnel_trio.wire.http2.fields import list_size
 
 
 def test_what_repeats_becomes_an_index_and_decodes_all_the_same() -> None:
@@ -41,7 +44,7 @@ def test_literals_nobody_remembers_may_have_any_length(length: int) -> None:
 def test_both_decoders_read_the_same() -> None:
     encoders = [PlainEncoder(), hpack.Encoder()]
     for encoder in encoders:
-        ours, theirs = PlainDecoder(), hpack.Decoder()
+        ours, theirs = BoundedDecoder(65_536), hpack.Decoder()
         for number in range(300):
             fields = [
                 (b":method", b"CONNECT"),
@@ -53,24 +56,54 @@ def test_both_decoders_read_the_same() -> None:
             block = (
                 encoder.encode_fields(fields) if isinstance(encoder, PlainEncoder) else encoder.encode(fields)
             )
-            assert (
-                ours.decode_fields(block)
-                == [tuple(field) for field in theirs.decode(block, raw=True)]
-                == fields
-            )
+            assert ours.decode(block) == [tuple(field) for field in theirs.decode(block, raw=True)] == fields
 
 
 @pytest.mark.parametrize("block", [b"\x80", b"\xfe", b"\x10", b"\x10\x03a", b"\x82\xff\x80\x80\x80"])
 def test_a_block_that_is_none_is_refused(block: bytes) -> None:
-    decoder = PlainDecoder()
-    decoder.decode_fields(b"\x82")
+    decoder = BoundedDecoder(65_536)
+    decoder.decode(b"\x82")
     with pytest.raises(hpack.HPACKError):
-        decoder.decode_fields(block)
+        decoder.decode(block)
 
 
 def test_the_size_of_a_list_is_limited() -> None:
-    encoder, decoder = PlainEncoder(), PlainDecoder()
-    decoder.max_header_list_size = 100
+    encoder, decoder = PlainEncoder(), BoundedDecoder(100)
     block = encoder.encode_fields([(b"forwarded", b"f" * 30), (b"traceparent", b"t" * 30)])
     with pytest.raises(hpack.OversizedHeaderListError):
-        decoder.decode_fields(block)
+        decoder.decode(block)
+
+
+@pytest.mark.parametrize("text", [b"", b"a", b"www.example.com", bytes(range(256)), b"~" * 1000])
+def test_huffman_is_read_as_hpack_reads_it(text: bytes) -> None:
+    [field] = BoundedDecoder(65_536).decode(hpack.Encoder().encode([(b"a", text)], huffman=True))
+
+    assert field == (b"a", text)
+
+
+@pytest.mark.parametrize("coded", [b"\xff\xff\xff\xff", b"\xff", b"\x00"])
+def test_huffman_that_is_none_is_refused(coded: bytes) -> None:
+    with pytest.raises(hpack.HPACKDecodingError):
+        decode_huffman(coded)
+
+
+@pytest.mark.parametrize("block", [b"\x3f\xe2\x1f", b"\x82\x20"], ids=["larger than ours", "behind a field"])
+def test_the_table_changes_only_as_far_and_where_it_may(block: bytes) -> None:
+    with pytest.raises(hpack.HPACKError):
+        BoundedDecoder(65_536).decode(block)
+
+
+def test_a_table_may_shrink_and_grow_again() -> None:
+    encoder, decoder = hpack.Encoder(), BoundedDecoder(65_536)
+    for size in (4096, 0, 50, 4096):
+        encoder.header_table_size = size
+        for _ in range(3):
+            fields = [(b"a", b"b"), (b"c", b"d" * 20)]
+            assert decoder.decode(encoder.encode(fields)) == fields
+
+
+def test_the_size_of_a_list_is_told() -> None:
+    decoder = BoundedDecoder(65_536)
+    fields = decoder.decode(hpack.Encoder().encode([(b"ab", b"c"), (b"", b"")]))
+
+    assert decoder.size == list_size(fields) == 67

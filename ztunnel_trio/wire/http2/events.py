@@ -1,28 +1,8 @@
-"""What an HBONE connection tells: its events, and the error codes of RFC 9113."""
+"""What an HTTP/2 connection tells."""
 
 from dataclasses import dataclass
-from enum import IntEnum
 
-from ztunnel_trio.wire.connect_fields import Fields
-
-
-class ErrorCode(IntEnum):
-    """RFC 9113 7."""
-
-    NO_ERROR = 0
-    PROTOCOL_ERROR = 1
-    INTERNAL_ERROR = 2
-    FLOW_CONTROL_ERROR = 3
-    SETTINGS_TIMEOUT = 4
-    STREAM_CLOSED = 5
-    FRAME_SIZE_ERROR = 6
-    REFUSED_STREAM = 7
-    CANCEL = 8
-    COMPRESSION_ERROR = 9
-    CONNECT_ERROR = 10
-    ENHANCE_YOUR_CALM = 11
-    INADEQUATE_SECURITY = 12
-    HTTP_1_1_REQUIRED = 13
+from ztunnel_trio.wire.http2.fields import Fields
 
 
 @dataclass(slots=True)
@@ -61,7 +41,10 @@ class TunnelAnswered:
 
 @dataclass(slots=True)
 class StreamReset:
-    """The peer ended the stream with RST_STREAM; it is forgotten."""
+    """The peer ended the stream with RST_STREAM; it is forgotten.
+
+    REFUSED_STREAM says that nothing was done with the request (RFC 9113 8.7).
+    """
 
     stream_id: int
     code: int
@@ -98,10 +81,16 @@ class PingAcked:
 
 @dataclass(slots=True)
 class GoAwayReceived:
-    """The peer takes no stream above `last_stream_id`."""
+    """The peer takes no stream above `last_stream_id`.
+
+    `unprocessed` are those of ours it did nothing with (RFC 9113 6.8): they are forgotten, and may be asked
+    for again on another connection. `debug` is the beginning of what the peer says of the reason.
+    """
 
     last_stream_id: int
     code: int
+    unprocessed: tuple[int, ...] = ()
+    debug: bytes = b""
 
 
 Event = (
