@@ -9,7 +9,6 @@
 """
 
 import faulthandler
-import gc
 import os
 import resource
 import sys
@@ -19,6 +18,7 @@ from typing import Final, TextIO
 
 from ztunnel_trio.early_signals import leave_on_signals
 from ztunnel_trio.errors import ConfigError, Unusable, ZtunnelError
+from ztunnel_trio.shortcuts import collector
 
 COMMANDS: Final = {
     "demo": "build a small mesh here and run calls through it",
@@ -96,14 +96,13 @@ def proxy(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         sys.stderr.write(f"Error: invalid env var {env.RUST_LOG}={filter_text} ({error})\n")
         return ABORTED
     failures: list[BaseException] = []
-    gc.disable()  # loading makes hardly any garbage and looks for it a tenth of its time; app enables it
     try:
-        return start(arguments, environ, began)
+        with collector.paused():  # until the app is made
+            return start(arguments, environ, began)
     except* (OSError, ZtunnelError) as group:
         failures = leaves(group)
     finally:
         unconfigure()
-        gc.enable()
     return fail(failures)
 
 

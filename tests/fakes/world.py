@@ -28,7 +28,7 @@ from ztunnel_trio.model.policy import Action, Authorization, Match, PolicyScope
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import InboundProtocol, Workload
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.listener import Listener, Serve, accept_into
+from ztunnel_trio.net.listener import Listener, Serve
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.net.tls import TlsContexts
@@ -301,7 +301,9 @@ class World:
         try:
             async with trio.open_nursery() as connections:
                 task_status.started()
-                await accept_into(listener, connections, serve)
+                while True:
+                    accepted = await listener.accept()
+                    connections.start_soon(serve, accepted.sock, accepted.peer)
         finally:
             listener.close()
 

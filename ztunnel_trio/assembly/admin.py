@@ -21,6 +21,7 @@ from ztunnel_trio.mesh.document import Json
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.shortcuts.report import report
 
 signal_log = get_logger("signal")
 
@@ -44,13 +45,16 @@ def make_servers(parts: Parts, local_source: LocalSource | None, build: BuildInf
             else workload_state(parts.workload_proxies.states(), with_connections=config.proxy)
         )
 
+    def shortcuts() -> Json:
+        return dict(report(is_in_front=parts.engine.is_in_front))
+
     def shut_down(text: str) -> None:
         signal_log.info("%s", text)
         parts.drain.request(text)
 
     dump: dict[str, Part] = {
         "certificates": certificates_part(parts.keeper),
-        "config": Whole(lambda: dump_config(config)),
+        "config": Whole(lambda: {**dump_config(config), "shortcuts": shortcuts()}),
         "staticConfig": Whole(lambda: static_document(local_source)),
         "version": Whole(build.dump),
         **mesh_parts(parts.live.mesh),

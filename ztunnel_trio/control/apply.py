@@ -8,9 +8,8 @@ A large response stops the garbage collector while it is applied and freezes wha
 acyclic, and collections over hundreds of thousands of objects would stop every connection.
 """
 
-import gc
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +19,7 @@ from ztunnel_trio.facts.network import ADDRESS_TYPE
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.entries import AddressEntry, PolicyEntry
 from ztunnel_trio.mesh.mesh import Batch
+from ztunnel_trio.shortcuts import collector
 from ztunnel_trio.supervise.pace import Pace
 from ztunnel_trio.wire.ads import Arrived, Discovery
 from ztunnel_trio.wire.delta_response import Resource, Response, read_resources
@@ -93,7 +93,8 @@ class Application:
 
     async def apply(self, response: Response, rejections: Rejections) -> int:
         """Apply a whole response of a subscribed type; returns how many bytes of payload there were."""
-        with collector_paused(response.resources.count):
+        is_large = response.resources.count >= _LARGE_RESPONSE
+        with collector.large_load() if is_large else nullcontext():
             received_bytes = await self._apply_resources(response, rejections)
             await self._apply_removals(response)
         return received_bytes
@@ -148,17 +149,3 @@ async def count_payload(response: Response) -> int:
                 received_bytes += len(resource.value or b"")
         await trio.lowlevel.checkpoint()
     return received_bytes
-
-
-@contextmanager
-def collector_paused(resources: int) -> Generator[None, None, None]:
-    """Keep the garbage collector out of a large load, and out of what it leaves (`gc.freeze`)."""
-    if resources < _LARGE_RESPONSE or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

@@ -36,7 +36,7 @@ from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.facts.network import DNS_PORT
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
-from ztunnel_trio.net.listener import Listener, accept_into
+from ztunnel_trio.net.listener import Listener
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.log import span
 from ztunnel_trio.supervise.drain import Drain
@@ -286,15 +286,11 @@ class DnsServer:
         self, drain: Drain, in_flight: trio.Nursery, task_status: trio.TaskStatus[None]
     ) -> None:
         """Take what comes, until the drain; then nothing more."""
-
-        async def serve(sock: socket.socket, peer: SocketAddress) -> None:
-            await self._serve_tcp(sock, drain)
-
         async with trio.open_nursery() as accepting:
             for sock in self._sockets.udp:
                 accepting.start_soon(self._serve_udp, sock, in_flight)
             for listener in self._sockets.tcp:
-                accepting.start_soon(accept_into, listener, in_flight, serve)
+                accepting.start_soon(self._accept_tcp, listener, in_flight, drain)
             addresses = ", ".join(str(listener.address) for listener in self._sockets.tcp)
             log.info(
                 "starting local DNS server", extra={"fields": {"address": addresses, "component": "dns"}}
@@ -303,6 +299,11 @@ class DnsServer:
             await drain.requested.wait()
             log.info("shutting down the DNS server")
             accepting.cancel_scope.cancel(reason="draining")
+
+    async def _accept_tcp(self, listener: Listener, in_flight: trio.Nursery, drain: Drain) -> None:
+        while True:
+            accepted = await listener.accept()
+            in_flight.start_soon(self._serve_tcp, accepted.sock, drain)
 
     async def _serve_udp(self, sock: socket.socket, in_flight: trio.Nursery) -> None:
         while True:

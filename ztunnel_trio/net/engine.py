@@ -1,36 +1,98 @@
 """The engine: one edge-triggered epoll that moves the bytes of every relayed connection.
 
-Trio owns lifetimes, the engine moves bytes. A descriptor is registered once for its whole life. An event
-sets the facts
-*may be readable* and *may be writable* of its end and runs the end's plain, synchronous pumps until the
-source has nothing, the sink takes nothing, or a window is used up. Nothing here awaits, locks, or belongs
-to one connection except the end itself; the read buffers are shared by all.
+Trio owns lifetimes, the engine moves bytes. A connection is one Trio task that decides, dials, registers
+its two ends and awaits their end; everything in between is plain, synchronous *pumps*, called from here.
 
-*Fairness.* A pump that has moved its share asks for `again` and is run on a later round, behind the others.
+Facts about epoll, edge-triggered
+---------------------------------
+A descriptor is registered once for its whole life, for everything (`_INTEREST`): no system call to ask
+again. In return an event comes once, when something *changes*, and says nothing about how much there is. So
+an end keeps two facts, *may be readable* and *may be writable*; an event sets them, and only a call that
+would block clears them. A pump goes on until its source has nothing, its sink takes nothing, a window is
+used up, or it has had its share; whichever of these ends it must be what makes it be called again:
 
-*Writing.* What a tunnel has to say in one turn is written once, at its end (`write_later`): frames of many
-streams share a TLS record, a system call, and a record at the reader.
+- would block: the next event of that descriptor;
+- a window: the frame that opens it, by whoever reads it;
+- its share: `again`.
 
-*Failure.* What a pump raises ends its own connection (`End.broke`) and nothing else: the driver is Trio's
-own loop, and the next connection is not to blame.
+A pump that returns for any other reason stands still for ever, which no test under load shows: check each
+`return` in a pump against this list.
 
-*Two drivers.* Either a task waits for the epoll descriptor as for any other (public interface, always
-right), or we stand in front of Trio's own wait for I/O, with Trio's epoll as one member of ours; then bytes
-cost no task switch and waking a task costs no system call. The second needs private attributes of Trio and
-is used only where they are found. Callbacks make tasks runnable while Trio has already decided how long to
-sleep, so whoever does that calls `wake`.
+Registering gives the present state as a first event. Closing a descriptor ends its watch, if no other
+descriptor refers to the same file (epoll(7)): ours are never duplicated, so `forget` and a close are
+enough. The number may be another socket's within the same turn: an event of the old one that is not handled
+yet goes to the new one. That is harmless, as every event only says that something may be so – but HUP and
+ERR must be believed from the socket itself (a read, SO_ERROR), not from the flags alone.
+
+A turn
+------
+`turn` is all there is; both drivers call it and nothing else does:
+
+1. *write out* what tasks have asked to have written since the last turn;
+2. *poll*, without waiting if somebody asked for another round or made a task runnable;
+3. *events*: each to its end's `ready`, which runs pumps;
+4. *rounds*: `go_on` of the ends that asked with `again`, in the order they asked;
+5. *write out* what all of these have gathered: frames of many streams share a TLS record, a system call,
+   and a record at the reader.
+
+Who may call what when
+----------------------
+|                        | a pump (3, 4)        | `write_out` (1, 5)   | a task          | a thread |
+|------------------------|----------------------|----------------------|-----------------|----------|
+| `register`             | yes                  | yes                  | yes             | no       |
+| `unregister`, `forget` | yes, also of others  | yes                  | yes             | no       |
+| `again`                | yes: the next round  | yes: the next turn   | yes             | no       |
+| `write_later`          | yes: this turn's 5   | yes: the same step   | yes: the next 1 | no       |
+| `wake`, `Once.set`     | yes                  | yes                  | yes             | no       |
+| `Once.wait`, `await`   | no                   | no                   | yes             | no       |
+| `incoming`, `outgoing` | until it returns     | until it returns     | no              | no       |
+| `turn`                 | no                   | no                   | no              | no       |
+
+*Re-entrancy.* A pump may call another pump directly: what a tunnel reads fills sockets, whose credit fills
+the tunnel. Each guards itself, and the two buffers are apart because the one is walked while the other is
+filled. A pump may end any connection, itself included: `ready` may come for an end that was told to end
+earlier in the same turn, unless it is unregistered, and `go_on` for one that asked before it ended; both
+must do nothing then. `again` twice by the same end means two rounds: who needs one keeps a flag.
+
+*Fairness.* No pump moves more than its share (`CHUNKS_A_TURN`; `SHARE_SECONDS` of work for what is not
+bytes) before it asks for `again`. Rounds are run in the order of asking and end after `ROUNDS_SECONDS`;
+those not run keep their places. A poll takes `_EVENTS_A_POLL` events at most; the kernel hands out those
+that were ready longest first. So a turn has an end under any traffic, and so has the wait of Trio's timers
+and new connections: see `shortcuts.trio_wait`. Bulk work elsewhere (a large mesh being loaded) makes way
+while `moved` grows.
+
+*Waking tasks.* Reschedule, then `wake`: while the engine stands in front of Trio's wait, Trio has already
+decided how long to sleep. `Once` does both. A wake-up in any step of a turn, also in 1, before the poll,
+ends the wait.
+
+*Failure.* What a pump raises ends its own connection (`broke`) and nothing else: above us is Trio's own
+loop, and the next connection is not to blame. `broke` may not raise; if it does, that is logged.
+BaseExceptions pass: nothing here raises one, and signals do not (`shortcuts.trio_wait`).
+
+*The end.* `run` is cancelled when no connection is left. After it the descriptors stay registered nowhere:
+an end that is still there moves no more, and may be unregistered and closed as ever.
+
+Two drivers
+-----------
+Either we stand in front of Trio's wait for I/O (`shortcuts.trio_wait`), with Trio's epoll as one member of
+ours; then bytes cost no task switch. Or a task waits for our epoll's descriptor as for any other: public
+interface only and always right, at about twice the time a round trip takes. `run` tries the first, proves
+it by an event, and takes the second with a warning where that fails; the config dump says which it is. As a
+task, what is asked for outside a turn has to end the task's sleep: that is what the kick, an eventfd among
+the others, is for.
 """
 
 import logging
 import os
 import select
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
+
+from ztunnel_trio.shortcuts import trio_wait
 
 log = logging.getLogger("ztunnel::engine")
 
@@ -39,11 +101,11 @@ HEADER_ROOM: Final = 9  # for what a tunnel writes before a payload
 CHUNK_BYTES: Final = 16 * 16_384 - HEADER_ROOM
 READ_BYTES: Final = 262_144
 CHUNKS_A_TURN: Final = 2  # what one pump moves before the others get their turn
-_EVENTS_A_POLL: Final = 256
-_LONGEST_STAY: Final = 0.05  # seconds Trio is kept waiting under endless traffic
-_Events = list[tuple[int, int]]
+SHARE_SECONDS: Final = 0.001  # what one pump works before the others get their turn, where bytes do not count
+ROUNDS_SECONDS: Final = 0.004  # after which the network is looked at again, whoever still waits for a round
+_EVENTS_A_POLL: Final = 64
 Worked = Callable[[float, float], None]
-"""Told before Trio waits: the seconds it worked since it last woke, and how long it may wait."""
+"""Told before each poll: the seconds worked since the last, by pumps and tasks, and how long it may wait."""
 
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
@@ -114,7 +176,8 @@ class Engine:
     """The process's one engine; `run` is its owner's task. See the module's text."""
 
     def __init__(self, *, in_front: bool = True) -> None:
-        self._in_front = in_front
+        self._may_stand_in_front = in_front
+        self._place: trio_wait.InFront | None = None
         self._worked: Worked | None = None
         self._epoll = select.epoll()
         self._ends: dict[int, End] = {}
@@ -122,9 +185,11 @@ class Engine:
         self._later: deque[End] = deque()
         self._writers: list[Writer] = []
         self._in_turn = False
-        self._woken = False
+        self._trios_fd = -1
         self._kick_fd = -1
-        self._trios_epoll = -1
+        self._polled_at = time.monotonic()
+        self.is_woken = False  # see trio_wait.Mover, this and the next
+        self.slept_seconds = 0.0
         # Two buffers: a tunnel's read pump walks the first while what it finds makes other pumps fill the
         # second.
         self.incoming = memoryview(bytearray(READ_BYTES))
@@ -165,11 +230,11 @@ class Engine:
 
     def wake(self) -> None:
         """A task was made runnable: Trio must not go to sleep now."""
-        self._woken = True
+        self.is_woken = True
 
     def tell_waits(self, worked: Worked) -> bool:
-        """Call `worked` before each wait of Trio's from now on; False: we do not stand in front of it."""
-        if self._trios_epoll < 0:
+        """Call `worked` before each poll from now on; False: as a task, we do not know of others' work."""
+        if self._place is None:
             return False
         self._worked = worked
         return True
@@ -179,26 +244,40 @@ class Engine:
         """How many descriptors are watched."""
         return len(self._ends)
 
+    @property
+    def is_in_front(self) -> bool:
+        """Whether the engine stands in front of Trio's wait, once `run` has started."""
+        return self._place is not None
+
     # -- the drivers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move bytes until cancelled."""
-        runner = _find_runner() if self._in_front else None
         try:
-            if runner is None:
-                await self._run_as_task(task_status)
-                return
-            before = runner.io_manager
-            self._trios_epoll = before._epoll.fileno()
-            self._epoll.register(self._trios_epoll, select.EPOLLIN)
-            runner.io_manager = _InFront(self, before)
-            try:
-                task_status.started()
-                await trio.sleep_forever()
-            finally:
-                runner.io_manager = before
+            if self._may_stand_in_front:
+                await self._run_in_front(task_status)
+            await self._run_as_task(task_status)
         finally:
             self._epoll.close()
+
+    async def _run_in_front(self, task_status: trio.TaskStatus[None]) -> None:
+        """Stand in front of Trio's wait until cancelled. Returns if that is not to be had."""
+        place = trio_wait.find(self)
+        if place is not None:
+            self._trios_fd = place.fileno()
+            self._epoll.register(self._trios_fd, select.EPOLLIN)
+            place.enter()
+            try:
+                if await trio_wait.proves_itself(self):
+                    self._place = place
+                    task_status.started()
+                    await trio.sleep_forever()
+            finally:
+                place.leave()
+                self._place = None
+                self._epoll.unregister(self._trios_fd)
+                self._trios_fd = -1
+        log.warning("no way into the wait of Trio %s: the engine runs as a task, slower", trio.__version__)
 
     async def _run_as_task(self, task_status: trio.TaskStatus[None]) -> None:
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -206,7 +285,7 @@ class Engine:
             self._epoll.register(self._kick_fd, select.EPOLLIN | select.EPOLLET)
             task_status.started()
             while True:
-                if self._later:
+                if self._later or self._writers:
                     await trio.lowlevel.checkpoint()
                 else:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -218,18 +297,25 @@ class Engine:
     def turn(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for events and run their pumps, and those waiting for another round.
 
-        Returns whether Trio's own epoll has something for Trio.
+        Returns whether Trio's own epoll has something for Trio. Raises nothing.
         """
         self._in_turn = True
         if self._writers:
             self._write_out()
-        events = self._epoll.poll(0 if self._later else timeout, _EVENTS_A_POLL)
+        if self._later or self.is_woken:
+            timeout = 0
+        began = time.monotonic()
+        if self._worked is not None:
+            self._worked(began - self._polled_at, timeout)
+        events = self._epoll.poll(timeout, _EVENTS_A_POLL)
+        self._polled_at = time.monotonic()
+        self.slept_seconds = self._polled_at - began
         trio_is_ready = False
         ends = self._ends
         for fd, flags in events:
             end = ends.get(fd)
             if end is None:
-                trio_is_ready |= fd == self._trios_epoll  # else an end unregistered a moment ago
+                trio_is_ready |= fd == self._trios_fd  # else an end unregistered a moment ago, or the kick
                 continue
             try:
                 end.ready(flags)
@@ -244,13 +330,16 @@ class Engine:
         return trio_is_ready
 
     def _go_on(self) -> None:
-        self.moved += len(self._later)
-        for _ in range(len(self._later)):
-            end = self._later.popleft()
+        later, until = self._later, time.monotonic() + ROUNDS_SECONDS
+        for _ in range(len(later)):
+            self.moved += 1
+            end = later.popleft()
             try:
                 end.go_on()
             except Exception as error:  # noqa: BLE001  # a pump's failure is its own connection's
                 _break(end, error)
+            if time.monotonic() > until:
+                return
 
     def _write_out(self) -> None:
         while self._writers:  # whose writing may make others write
@@ -268,97 +357,3 @@ def _break(end: End | Writer, error: Exception) -> None:
         end.broke(error)
     except Exception:
         log.exception("a connection could not be ended after %r", error)
-
-
-class _TriosWait(Protocol):
-    """What we use of the object Trio waits for I/O with."""
-
-    _epoll: select.epoll
-
-    def get_events(self, timeout: float) -> _Events: ...
-
-    def process_events(self, events: _Events) -> None: ...
-
-    def force_wakeup(self) -> None: ...
-
-
-class _Runner(Protocol):
-    """What we use of the running Trio."""
-
-    io_manager: "_TriosWait | _InFront"
-
-
-class _InFront:
-    """The engine in front of Trio's wait for I/O; everything else is passed on.
-
-    Trio asks for events once a scheduler step, and takes an empty answer for a wait that was long enough.
-    """
-
-    def __init__(self, engine: Engine, trios: _TriosWait) -> None:
-        self._engine = engine
-        self._trios = trios
-        self._epoll = trios._epoll
-        self._woke = time.monotonic()
-        self.process_events = trios.process_events
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._trios, name)
-
-    def force_wakeup(self) -> None:
-        self._trios.force_wakeup()
-
-    def get_events(self, timeout: float) -> _Events:
-        """Move bytes until Trio has something to do, and answer with what that is.
-
-        Never raises; returns within a bounded time under any traffic.
-        """
-        engine = self._engine
-        engine._woken = False
-        now = time.monotonic()
-        if engine._worked is not None:
-            engine._worked(now - self._woke, timeout)
-        events = self._wait(now, timeout)
-        self._woke = time.monotonic()
-        return events
-
-    def _wait(self, now: float, timeout: float) -> _Events:
-        engine = self._engine
-        if timeout <= 0:
-            return self._trios.get_events(0) if engine.turn(0) else []
-        until = now + timeout
-        busy_since = now
-        while True:
-            before = now
-            if engine.turn(until - now):
-                return self._trios.get_events(0)
-            if engine._woken:
-                return []
-            now = time.monotonic()
-            if now >= until:
-                return []
-            if now - before > 0.001:  # we slept: nobody has been kept waiting
-                busy_since = now
-            elif now - busy_since > _LONGEST_STAY:
-                self._trios.force_wakeup()  # an answer that is not empty: the wait was cut short
-                return self._trios.get_events(0)
-
-
-def _find_runner() -> _Runner | None:
-    """The running Trio; None where its insides are not as we know them, with the reason in the log."""
-    insides = sys.modules.get("trio._core._run")
-    runner: _Runner | None = getattr(getattr(insides, "GLOBAL_RUN_CONTEXT", None), "runner", None)
-    manager = getattr(runner, "io_manager", None)
-    epoll = getattr(manager, "_epoll", None)
-    is_known = (
-        isinstance(epoll, select.epoll)
-        and not epoll.closed
-        and not getattr(runner, "is_guest", True)
-        and all(callable(getattr(manager, name, None)) for name in _USED)
-    )
-    if not is_known:
-        log.warning("no way into the wait of Trio %s: the engine runs as a task, slower", trio.__version__)
-        return None
-    return runner
-
-
-_USED: Final = ("get_events", "process_events", "force_wakeup")

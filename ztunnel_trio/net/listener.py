@@ -1,12 +1,14 @@
 """Listening sockets and what can be asked of an accepted one.
 
-`accept_into` accepts in bursts, attempt first and wait after, and hands each socket to a task of the
-caller's nursery. No error of `accept` ends the loop: what the peer caused is logged and skipped, what we
-caused (no descriptors left) is waited out, since the pending connection would make `accept` fail at once
-again. `TCP_NODELAY` and keepalive are set on the listening socket, accepted ones inherit them on Linux.
+`accept_into` has the engine accept in bursts and hands each socket to a task of the caller's nursery;
+`Listener.accept` waits for one. No error of `accept` ends either: what the peer caused is logged and
+skipped, what we caused (no descriptors left) is waited out, since the pending connection would make
+`accept` fail at once again. `TCP_NODELAY` and keepalive are set on the listening socket, accepted ones
+inherit them on Linux.
 """
 
 import contextvars
+import enum
 import errno
 import logging
 import socket
@@ -29,12 +31,11 @@ from ztunnel_trio.facts.linux import (
 )
 from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
 from ztunnel_trio.net.engine import Engine, Once
+from ztunnel_trio.shortcuts import accepting
 
 log = logging.getLogger("ztunnel::socket")
 
 Serve = Callable[[socket.socket, SocketAddress], Awaitable[object]]
-_Sockaddr = tuple[str, int] | tuple[str, int, int, int]
-_Accept = Callable[[], tuple[int, _Sockaddr]]
 
 BURST: Final = 64  # connections accepted between two turns of everybody else
 PAUSE_SECONDS: Final = 0.1  # as trio.serve_listeners: time for others to give descriptors back
@@ -65,6 +66,13 @@ class Accepted:
     peer: SocketAddress
 
 
+class Nothing(enum.Enum):
+    """Why there is no connection to take."""
+
+    CAME = enum.auto()
+    TO_BE_HAD = enum.auto()  # no descriptor left, or worse: after a while, perhaps
+
+
 class Listener:
     """A bound, listening, non-blocking socket; owns it until `close`.
 
@@ -72,18 +80,7 @@ class Listener:
     the port the kernel chose if 0 was asked for.
     """
 
-    __slots__ = (
-        "_accept",
-        "_family",
-        "_keepalive",
-        "_kind",
-        "_protocol",
-        "_set_keepalive",
-        "address",
-        "on_close",
-        "sock",
-        "transparent",
-    )
+    __slots__ = ("_accept", "_keepalive", "_set_keepalive", "address", "on_close", "sock", "transparent")
 
     def __init__(
         self,
@@ -94,9 +91,7 @@ class Listener:
         set_keepalive: Callable[[socket.socket], None] | None = None,
     ) -> None:
         self.sock = sock
-        # The system call behind socket.accept; not documented, there since Python 3.
-        self._accept: _Accept = sock._accept  # type: ignore[attr-defined]
-        self._family, self._kind, self._protocol = int(sock.family), int(sock.type), sock.proto
+        self._accept = accepting.acceptor(sock)
         self.address = _address(sock.getsockname())
         self.transparent = transparent
         self.on_close: Callable[[], None] | None = None  # for whoever accepts by other means than a task
@@ -116,11 +111,20 @@ class Listener:
             BlockingIOError: there is none.
             OSError: as accept(2).
         """
-        fd, peer = self._accept()
-        # As socket.accept, which looks up names for three numbers, and what the default timeout is.
-        sock = socket.socket(self._family, self._kind, self._protocol, fileno=fd)
-        sock.setblocking(False)
+        sock, peer = self._accept()
         return Accepted(sock, _address(peer))
+
+    def accept_next(self) -> Accepted | Nothing:
+        """Take the next connection, past those that are gone already; or why there is none."""
+        while True:
+            try:
+                return self.accept_nowait()
+            except BlockingIOError:
+                return Nothing.CAME
+            except OSError as error:
+                log.error("Failed TCP handshake %s (os error %s)", error.strerror, error.errno)
+                if error.errno not in _PEER_FAULTS:
+                    return Nothing.TO_BE_HAD
 
     async def accept(self) -> Accepted:
         """Wait for the next connection; errors of accept are logged and do not end the wait.
@@ -129,10 +133,15 @@ class Listener:
             trio.ClosedResourceError: the listener is or was closed.
         """
         await trio.lowlevel.checkpoint()
-        while True:
-            accepted = await self._attempt()
-            if accepted is not None:
-                return accepted
+        while self.sock.fileno() >= 0:
+            match self.accept_next():
+                case Accepted() as accepted:
+                    return accepted
+                case Nothing.CAME:
+                    await trio.lowlevel.wait_readable(self.sock)
+                case Nothing.TO_BE_HAD:
+                    await trio.sleep(PAUSE_SECONDS)
+        raise trio.ClosedResourceError("the listener was closed")
 
     def close(self) -> None:
         """Stop listening. A task waiting in `accept` is woken with `trio.ClosedResourceError`."""
@@ -142,57 +151,15 @@ class Listener:
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
 
-    async def _attempt(self) -> Accepted | None:
-        """One connection, without a checkpoint if there is one; else wait for the cause to pass."""
-        if self.sock.fileno() < 0:
-            raise trio.ClosedResourceError("the listener was closed")
-        try:
-            return self.accept_nowait()
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(self.sock)
-        except OSError as error:
-            log.error("Failed TCP handshake %s (os error %s)", error.strerror, error.errno)
-            if error.errno in _PEER_FAULTS:
-                await trio.lowlevel.checkpoint()
-            else:
-                await trio.sleep(PAUSE_SECONDS)
-        return None
-
 
 async def accept_into(
-    listener: Listener, nursery: trio.Nursery, serve: Serve, *, keepalive: bool = False
+    engine: Engine, listener: Listener, nursery: trio.Nursery, serve: Serve, *, keepalive: bool = False
 ) -> None:
     """Start `serve(sock, peer)` in `nursery` for each connection, until cancelled.
 
-    `serve` owns the socket from its first line on, which runs even if the nursery is being cancelled. With
-    `keepalive`, connections that arrive from now on probe idle peers.
-
-    Raises:
-        trio.ClosedResourceError: somebody closed the listener.
-    """
-    if keepalive:
-        listener.set_keepalive()
-    burst = 0
-    while True:
-        if burst >= BURST:
-            burst = 0
-            await trio.lowlevel.checkpoint()
-        accepted = await listener._attempt()
-        if accepted is None:
-            burst = 0
-            continue
-        burst += 1
-        try:
-            nursery.start_soon(serve, accepted.sock, accepted.peer)
-        except RuntimeError:  # the nursery is closed: nobody will own it
-            accepted.sock.close()
-            raise
-
-
-async def accept_with(
-    engine: Engine, listener: Listener, nursery: trio.Nursery, serve: Serve, *, keepalive: bool = False
-) -> None:
-    """As `accept_into`, where the engine accepts: no task wakes up to start another.
+    The engine accepts: no task wakes up to start another. `serve` owns the socket from its first line on,
+    which runs even if the nursery is being cancelled. With `keepalive`, connections that arrive from now on
+    probe idle peers.
 
     Raises:
         trio.ClosedResourceError: somebody closed the listener.
@@ -201,17 +168,17 @@ async def accept_with(
         raise trio.ClosedResourceError("the listener was closed")
     if keepalive:
         listener.set_keepalive()
-    accepting = _Accepting(engine, listener, nursery, serve)
-    engine.register(listener.sock.fileno(), accepting)
-    listener.on_close = accepting.closed
+    end = _Accepting(engine, listener, nursery, serve)
+    engine.register(listener.sock.fileno(), end)
+    listener.on_close = end.closed
     try:
         while True:
-            await accepting.trouble.wait()
-            if accepting.bug is not None:
-                raise accepting.bug
+            await end.trouble.wait()
+            if end.bug is not None:
+                raise end.bug
             await trio.sleep(PAUSE_SECONDS)
-            accepting.trouble = Once(engine)
-            engine.again(accepting)
+            end.trouble = Once(engine)
+            engine.again(end)
     finally:
         listener.on_close = None
         engine.unregister(listener.sock.fileno())
@@ -236,14 +203,10 @@ class _Accepting:
         if self._listener.sock.fileno() < 0:
             return
         for _ in range(BURST):
-            try:
-                accepted = self._listener.accept_nowait()
-            except BlockingIOError:
+            accepted = self._listener.accept_next()
+            if accepted is Nothing.CAME:
                 return
-            except OSError as error:
-                log.error("Failed TCP handshake %s (os error %s)", error.strerror, error.errno)
-                if error.errno in _PEER_FAULTS:
-                    continue
+            if accepted is Nothing.TO_BE_HAD:
                 self.trouble.set()
                 return
             try:
@@ -321,7 +284,7 @@ def _warn_unredirected(sock: socket.socket, local: SocketAddress, error: OSError
     )
 
 
-def _address(sockaddr: _Sockaddr) -> SocketAddress:
+def _address(sockaddr: accepting.Sockaddr) -> SocketAddress:
     """What the socket module gives, without an IPv6 scope, canonical."""
     return SocketAddress(_ip(sockaddr[0]), sockaddr[1])
 

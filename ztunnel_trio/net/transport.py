@@ -4,18 +4,13 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Callable
 from contextlib import suppress
-from fcntl import ioctl
-from termios import FIONREAD
-from typing import Final, Protocol
+from typing import Protocol
 
 from ztunnel_trio.net.engine import End, Engine
-
-Bytes = bytes | bytearray | memoryview
-
-_QUEUED: Final = bytearray(4)  # the length of a queue, as FIONREAD writes it: for the moment of a look
-_NOTHING: Final = bytes(4)
+from ztunnel_trio.shortcuts import queued, tls
+from ztunnel_trio.shortcuts.tls import Bytes as Bytes
+from ztunnel_trio.shortcuts.tls import Read, Write
 
 
 class Transport(Protocol):
@@ -25,11 +20,11 @@ class Transport(Protocol):
         """Tell `end` from now on when there may be something to read and room to write."""
 
     @property
-    def read(self) -> Callable[[int, memoryview], int]:
+    def read(self) -> Read:
         """Read at most so many bytes; 0 is the peer's close_notify. Raises SSLWantReadError, SSLEOFError."""
 
     @property
-    def write(self) -> Callable[[Bytes], int]:
+    def write(self) -> Write:
         """Write some of it. After SSLWantWriteError the same bytes must come again first, more may follow."""
 
     def is_drained(self) -> bool:
@@ -64,7 +59,7 @@ class TlsSocket:
     could not write, from wherever they lie (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, set by the ssl module).
     """
 
-    __slots__ = ("_engine", "_fd", "_sock", "read", "write")
+    __slots__ = ("_engine", "_fd", "_is_empty", "_sock", "read", "write")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         # An end without close_notify is told apart in the log. Documented as an argument of wrap_socket.
@@ -72,12 +67,10 @@ class TlsSocket:
         self._sock = sock
         self._fd = sock.fileno()
         self._engine: Engine | None = None
-        # OpenSSL's own object where it is found: SSLSocket's methods only check around it, at 0.5 µs a call.
-        found = getattr(sock, "_sslobj", None)
-        inner: ssl.SSLSocket = sock if found is None else found
-        # Into a buffer it returns a count; typeshed knows only the other form.
-        self.read: Callable[[int, memoryview], int] = inner.read  # type: ignore[assignment]
-        self.write: Callable[[Bytes], int] = inner.write
+        self._is_empty = queued.look()
+        carried = tls.bytes_of(sock)
+        self.read: Read = carried.read
+        self.write: Write = carried.write
 
     def start(self, engine: Engine, end: End) -> None:
         self._engine = engine
@@ -85,11 +78,7 @@ class TlsSocket:
 
     def is_drained(self) -> bool:
         # OpenSSL keeps nothing back: reads ask for more than a record, and it never reads ahead.
-        # A sixth of the price of a read that would block; the buffer can change, or it would be a third.
-        if self._engine is None:
-            return False
-        ioctl(self._fd, FIONREAD, _QUEUED)
-        return _QUEUED == _NOTHING
+        return self._engine is not None and self._is_empty(self._fd)
 
     def finish(self) -> None:
         try:  # unwrap wants the peer's close_notify, too: it comes or it does not

@@ -26,7 +26,7 @@ from ztunnel_trio.facts.network import (
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.listener import Listener, Serve, accept_with
+from ztunnel_trio.net.listener import Listener, Serve, accept_into
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.log import Bare, get_logger
 from ztunnel_trio.proxy.dialler import Dialler
@@ -190,7 +190,7 @@ async def serve_port(engine: Engine, port: Port, handler: Handler, drain: Drain)
             async with trio.open_nursery() as accepting:
                 keepalive = port.component in PROBED
                 accepting.start_soon(
-                    partial(accept_with, engine, port.listener, connections, serve, keepalive=keepalive)
+                    partial(accept_into, engine, port.listener, connections, serve, keepalive=keepalive)
                 )
                 await drain.requested.wait()
                 accepting.cancel_scope.cancel(reason="draining")

@@ -5,11 +5,13 @@ import time
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.net import engine as engine_module
 from ztunnel_trio.net.engine import Engine, Once
+from ztunnel_trio.shortcuts import trio_wait
 
 drivers = pytest.mark.parametrize("in_front", [True, False])
 
@@ -206,7 +208,130 @@ async def test_where_trios_insides_have_moved_the_engine_runs_as_a_task(
 
 
 @trio_test
-async def test_in_front_of_trio_the_engine_tells_of_its_waits() -> None:
+async def test_where_trio_never_asks_the_engine_runs_as_a_task(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a Trio would that looks up once what it waits with."""
+    monkeypatch.setattr(trio_wait.InFront, "enter", lambda self: None)
+    monkeypatch.setattr(trio_wait, "PROOF_SECONDS", 0.01)
+    engine = Engine()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        assert not engine.is_in_front
+        pipe = Pipe(engine)
+        os.write(pipe.writing, b"hello")
+        with trio.fail_after(5):
+            await pipe.arrived.wait()
+        pipe.close()
+        nursery.cancel_scope.cancel()
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.records[0].getMessage().startswith("no way into the wait of Trio ")
+
+
+@trio_test
+async def test_a_second_engine_leaves_the_place_to_the_first() -> None:
+    async with trio.open_nursery() as nursery:
+        engines = Engine(), Engine()
+        for engine in engines:
+            await nursery.start(engine.run)
+        assert [engine.is_in_front for engine in engines] == [True, False]
+        for engine in engines:
+            pipe = Pipe(engine)
+            os.write(pipe.writing, b"hello")
+            with trio.fail_after(5):
+                await pipe.arrived.wait()
+            pipe.close()
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_trio_waits_by_itself_again_when_the_engine_has_ended() -> None:
+    before = waiting_to_read()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Engine().run)
+        nursery.start_soon(wait_for_nothing)
+        await trio.testing.wait_all_tasks_blocked()
+        assert waiting_to_read() == before + 1, "asked of Trio's own"
+        nursery.cancel_scope.cancel()
+    await trio.lowlevel.checkpoint()
+
+    assert waiting_to_read() == before
+
+
+def waiting_to_read() -> int:
+    statistics = trio.lowlevel.current_statistics().io_statistics
+    return int(getattr(statistics, "tasks_waiting_read"))  # noqa: B009  typed by platform
+
+
+async def wait_for_nothing() -> None:
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    try:
+        await trio.lowlevel.wait_readable(reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+class Saying:
+    """A writer that wakes a task when it writes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.said = Once(engine)
+
+    def write_out(self) -> None:
+        self.said.set()
+
+    def broke(self, error: Exception) -> None:
+        raise AssertionError from error
+
+
+@drivers
+@trio_test(autojump=True)
+async def test_a_task_woken_by_what_is_written_before_the_poll_runs_at_once(in_front: bool) -> None:
+    engine = Engine(in_front=in_front)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        writer = Saying(engine)
+        nursery.start_soon(writer.said.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        began = time.monotonic()
+        with trio.fail_after(60):
+            engine.write_later(writer)
+            await writer.said.wait()
+        assert time.monotonic() - began < 5
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_rounds_leave_time_for_the_network_and_keep_their_places() -> None:
+    engine = Engine()
+    order: list[int] = []
+
+    class Slow(Pipe):
+        def go_on(self) -> None:
+            order.append(self.reading)
+            time.sleep(engine_module.ROUNDS_SECONDS)
+
+    slow = [Slow(engine) for _ in range(3)]
+    for pipe in slow:
+        engine.again(pipe)
+
+    for turn in range(1, 4):
+        engine.turn(0)
+        assert len(order) == turn
+    assert order == [pipe.reading for pipe in slow]
+    for pipe in slow:
+        pipe.close()
+
+
+@trio_test
+async def test_in_front_of_trio_the_engine_tells_of_work_between_polls() -> None:
+    class Slow(Pipe):
+        def ready(self, flags: int) -> None:
+            time.sleep(0.03)
+            self.arrived.set()
+
     engine = Engine()
     told: list[tuple[float, float]] = []
     assert not engine.tell_waits(lambda held, timeout: told.append((held, timeout)))  # it does not run yet
@@ -216,10 +341,17 @@ async def test_in_front_of_trio_the_engine_tells_of_its_waits() -> None:
         await trio.sleep(0.002)
         time.sleep(0.03)  # noqa: ASYNC251  the work it is to tell of
         await trio.lowlevel.checkpoint()
+        by_task = max(told)
+        told.clear()
+        pipe = Slow(engine)
+        os.write(pipe.writing, b"x")
+        await pipe.arrived.wait()
+        pipe.close()
+        await trio.sleep(0.002)
         nursery.cancel_scope.cancel()
-    longest, timeout = max(told)
-    assert 0.03 <= longest < 2
-    assert timeout == 0  # a task was ready to run
+    assert 0.03 <= by_task[0] < 2
+    assert by_task[1] == 0  # a task was ready to run
+    assert 0.03 <= max(told)[0] < 2, "a pump's work, too"
     assert any(timeout > 0 for _, timeout in told)
 
 
@@ -234,7 +366,12 @@ async def test_as_a_task_the_engine_knows_nothing_of_waits() -> None:
 
 @trio_test
 async def test_the_engine_finds_its_way_into_this_trio() -> None:
-    assert engine_module._find_runner() is not None
+    engine = Engine()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        assert engine.is_in_front
+        nursery.cancel_scope.cancel()
+    assert not engine.is_in_front
 
 
 @trio_test

@@ -4,6 +4,7 @@ import errno
 import logging
 import socket
 from ipaddress import IPv4Address, IPv6Address
+from itertools import pairwise
 
 import pytest
 import trio
@@ -16,7 +17,6 @@ from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.listener import (
     Listener,
     accept_into,
-    accept_with,
     local_address,
     original_destination,
     peer_address,
@@ -64,9 +64,11 @@ async def test_each_connection_gets_a_task_with_the_peers_address() -> None:
             if len(served) == 3:
                 accepting.cancel_scope.cancel()
 
+    engine = Engine()
     with listener.sock, dial(listener) as a, dial(listener) as b, dial(listener) as c:
         async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
-            accepting.start_soon(accept_into, listener, connections, serve)
+            await accepting.start(engine.run)
+            accepting.start_soon(accept_into, engine, listener, connections, serve)
         expected = [(SocketAddress(IPv4Address("127.0.0.1"), s.getsockname()[1]), False) for s in (a, b, c)]
     assert sorted(served) == sorted(expected)
 
@@ -117,8 +119,10 @@ async def test_keepalive_can_be_asked_for_when_accepting_begins() -> None:
             seen.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
             nursery.cancel_scope.cancel()
 
+    engine = Engine()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: accept_into(listener, nursery, serve, keepalive=True))
+        await nursery.start(engine.run)
+        nursery.start_soon(lambda: accept_into(engine, listener, nursery, serve, keepalive=True))
         await trio.testing.wait_all_tasks_blocked()
         dial(listener).close()
     listener.sock.close()
@@ -162,42 +166,48 @@ def test_without_descriptors_accepting_pauses_and_goes_on(number: int) -> None:
         logging.getLogger("ztunnel::socket").disabled = False
 
 
-class StepSizes(trio.abc.Instrument):
-    """How many connections each task step accepted."""
+class EachRound:
+    """Notes at every round of the engine how often a socket was asked for a connection."""
 
-    def __init__(self, sock: Failing) -> None:
-        self.sock = sock
-        self.before = 0
-        self.sizes: list[int] = []
+    def __init__(self, engine: Engine, sock: Failing) -> None:
+        self.engine, self.sock = engine, sock
+        self.calls = [0]
 
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.sizes.append(self.sock.calls - self.before)
-        self.before = self.sock.calls
+    def ready(self, _flags: int) -> None:
+        raise AssertionError
+
+    def go_on(self) -> None:
+        self.calls.append(self.sock.calls)
+        self.engine.again(self)
+
+    def broke(self, error: Exception) -> None:
+        raise AssertionError from error
 
 
 @trio_test
 async def test_a_burst_lets_the_others_have_their_turn() -> None:
     listener, accepting = failing()
     served = 0
+    engine = Engine()
+    others = EachRound(engine, accepting)
 
     async def serve(sock: socket.socket, peer: SocketAddress) -> None:
         nonlocal served
         sock.close()
         served += 1
+        if served == 70:
+            nursery.cancel_scope.cancel()
 
-    steps = StepSizes(accepting)
     clients = [dial(listener) for _ in range(70)]
-    trio.lowlevel.add_instrument(steps)
+    engine.again(others)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(accept_into, listener, nursery, serve)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
-    trio.lowlevel.remove_instrument(steps)
+        await nursery.start(engine.run)
+        nursery.start_soon(accept_into, engine, listener, nursery, serve)
     for client in clients:
         client.close()
     accepting.close()
     assert served == 70
-    assert max(steps.sizes) == listening.BURST
+    assert max(after - before for before, after in pairwise(others.calls)) == listening.BURST
 
 
 @trio_test
@@ -224,12 +234,16 @@ async def test_a_socket_nobody_can_own_any_more_is_closed() -> None:
     async def serve(sock: socket.socket, peer: SocketAddress) -> None:
         raise AssertionError("never started")
 
+    engine = Engine()
     async with trio.open_nursery() as over:
         pass
-    with listener.sock, dial(listener) as client:
-        with pytest.raises(RuntimeError):
-            await accept_into(listener, over, serve)
-        assert client.recv(1) == b""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        with listener.sock, dial(listener) as client:
+            with pytest.raises(RuntimeError):
+                await accept_into(engine, listener, over, serve)
+            assert client.recv(1) == b""
+        nursery.cancel_scope.cancel()
 
 
 def test_accepting_cancelled_at_any_step_leaves_no_socket_open() -> None:
@@ -244,8 +258,10 @@ def test_accepting_cancelled_at_any_step_leaves_no_socket_open() -> None:
             clients = [dial(listener), dial(listener)]
             for client in clients:
                 client.close()
+            engine = Engine()
             async with trio.open_nursery() as connections:
-                connections.start_soon(accept_into, listener, connections, serve)
+                await connections.start(engine.run)
+                connections.start_soon(accept_into, engine, listener, connections, serve)
                 await trio.testing.wait_all_tasks_blocked()
                 connections.cancel_scope.cancel()
 
@@ -292,7 +308,7 @@ async def test_the_engine_accepts_for_a_task(in_front: bool) -> None:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        nursery.start_soon(accept_with, engine, listener, nursery, serve)
+        nursery.start_soon(accept_into, engine, listener, nursery, serve)
         with dial(listener):
             await trio.testing.wait_all_tasks_blocked()
             with dial(listener), dial(listener):
@@ -313,7 +329,7 @@ async def test_the_engine_waits_out_a_lack_of_descriptors() -> None:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
-        nursery.start_soon(accept_with, engine, listener, nursery, serve)
+        nursery.start_soon(accept_into, engine, listener, nursery, serve)
         with dial(listener):
             await trio.sleep(5)
     listener.close()
@@ -328,9 +344,9 @@ async def test_the_engine_tells_of_a_listener_that_was_closed() -> None:
         await nursery.start(engine.run)
         nursery.start_soon(close_soon, listener)
         with pytest.raises(trio.ClosedResourceError):
-            await accept_with(engine, listener, nursery, unserved)
+            await accept_into(engine, listener, nursery, unserved)
         with pytest.raises(trio.ClosedResourceError):
-            await accept_with(engine, listener, nursery, unserved)
+            await accept_into(engine, listener, nursery, unserved)
         assert engine.registered == 0
         nursery.cancel_scope.cancel()
 
