@@ -53,7 +53,9 @@ async def serve(config: Config, about: BuildInfo, began: float) -> None:
     async with trio.open_nursery() as services:
         await services.start(parts.engine.run)
         parts.metrics.watch_loop(parts.engine.tell_waits)
-        services.start_soon(parts.supervisor.keep_running, Part(kind="metrics"), parts.metrics.run)
+        keep_running = parts.supervisor.keep_running
+        services.start_soon(keep_running, Part(kind="metrics"), parts.metrics.run)
+        services.start_soon(keep_running, Part(kind="wall clock"), parts.clock.run)
         await services.start(drain_on_signals, parts.drain)
         for server in parts.servers:
             await services.start(server.run, parts.drain.requested)
@@ -61,7 +63,6 @@ async def serve(config: Config, about: BuildInfo, began: float) -> None:
             await control.start(parts.keeper.run)
             if parts.ads is not None:
                 control.start_soon(parts.ads.run)
-            keep_running = parts.supervisor.keep_running
             if parts.crl is not None:
                 control.start_soon(keep_running, Part(kind="revocation list"), parts.crl.run)
             if parts.local_mesh is not None:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import msgspec
 import trio
 
-from ztunnel_trio.certs.keeper import CertificateState
+from ztunnel_trio.certs.entries import CertificateState
 from ztunnel_trio.mesh.document import (
     Json,
     policy_document,

@@ -6,12 +6,10 @@ from functools import partial
 import trio
 
 from ztunnel_trio.assembly.admin import make_servers
-from ztunnel_trio.assembly.certificates import follow_workloads, make_certificates, utc_now
+from ztunnel_trio.assembly.certificates import follow_workloads, make_crl, make_keeper
 from ztunnel_trio.assembly.discovery import make_ads, make_local_source
 from ztunnel_trio.assembly.parts import Parts
 from ztunnel_trio.build_info import BuildInfo
-from ztunnel_trio.certs.crl import CrlKeeper
-from ztunnel_trio.certs.keeper import Keeper
 from ztunnel_trio.config import Config, ProxyMode
 from ztunnel_trio.control.local_mesh import LocalMesh
 from ztunnel_trio.inpod.agent import GATE_NAME
@@ -20,10 +18,11 @@ from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
-from ztunnel_trio.observe.metrics.families import PART_RESTARTS
+from ztunnel_trio.observe.metrics.families import CLOCK_STEPS, NOT_READY_SECONDS, PART_RESTARTS, READY
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.supervise.keep_running import Supervisor
 from ztunnel_trio.supervise.readiness import Readiness
+from ztunnel_trio.supervise.wall_clock import WallClock
 
 
 def build(config: Config, about: BuildInfo, began: float) -> Parts:
@@ -36,10 +35,15 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     rng = random.Random()
     readiness = Readiness(began=began)
     metrics = Metrics(version=config.istio_version, shared=is_shared, dns=config.dns_proxy)
+    metrics.show(READY, lambda: {(): readiness.is_ready})
+    metrics.show(
+        NOT_READY_SECONDS, lambda: {(task,): round(s, 3) for task, s in readiness.pending_seconds().items()}
+    )
     supervisor = Supervisor(rng, partial(metrics.count, PART_RESTARTS))
     live = LiveMesh(Mesh(local_node=config.local_node))
     contexts = TlsContexts(tls12=config.tls12_enabled)
-    keeper = Keeper(make_certificates(config), now=utc_now, rng=rng)
+    clock = WallClock(on_step=partial(metrics.count, CLOCK_STEPS))
+    keeper = make_keeper(config, clock, metrics, supervisor)
     if is_shared:
         live.on_workloads.append(partial(follow_workloads, keeper, contexts))
     mesh_gate, mesh_arrived = readiness.gate("state manager"), trio.Event()
@@ -57,6 +61,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     local_mesh = None if local_source is None else LocalMesh(live, local_source)
     if local_mesh is not None:
         local_mesh.start()
+    crl = make_crl(config, metrics)
     parts = Parts(
         config=config,
         rng=rng,
@@ -68,10 +73,11 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
         live=live,
         engine=engine,
         contexts=contexts,
+        clock=clock,
         keeper=keeper,
         ads=ads,
         local_mesh=local_mesh,
-        crl=None if config.control.crl_path is None else CrlKeeper.open(config.control.crl_path, metrics),
+        crl=crl,
         mesh_arrived=mesh_arrived,
         servers=[],
     )

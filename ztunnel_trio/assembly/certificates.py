@@ -1,9 +1,10 @@
 """Where certificates come from, and which are held ready."""
 
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from ztunnel_trio.assembly.control_plane import make_caller, make_target
+from ztunnel_trio.certs.crl import CrlKeeper
 from ztunnel_trio.certs.fake_ca import FakeCa
 from ztunnel_trio.certs.keeper import Keeper
 from ztunnel_trio.certs.signed import SignedCertificates
@@ -16,6 +17,10 @@ from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.source import FromFile, RootSource
 from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.observe.metrics import Metrics
+from ztunnel_trio.observe.metrics.families import CERTIFICATE_LEFT, CERTIFICATES, CLOCK_SKEW, REVOCATIONS_LEFT
+from ztunnel_trio.supervise.keep_running import Supervisor
+from ztunnel_trio.supervise.wall_clock import WallClock, utc_now
 
 
 def make_certificates(config: Config) -> SignedCertificates:
@@ -45,6 +50,38 @@ def make_certificates(config: Config) -> SignedCertificates:
     return SignedCertificates(client.sign, check_identity=is_shared)
 
 
+def make_keeper(config: Config, clock: WallClock, metrics: Metrics, supervisor: Supervisor) -> Keeper:
+    """The certificates of this process, and what is shown of them.
+
+    Raises:
+        ConfigError: see `make_certificates`.
+    """
+    keeper = Keeper(
+        make_certificates(config),
+        clock=clock,
+        rng=supervisor.rng,
+        supervisor=supervisor,
+        tell_skew=partial(metrics.set, CLOCK_SKEW),
+    )
+    metrics.show(CERTIFICATES, lambda: {(state,): count for state, count in keeper.census().items()})
+    metrics.show(
+        CERTIFICATE_LEFT, lambda: {} if (left := keeper.seconds_left()) is None else {(): round(left, 3)}
+    )
+    return keeper
+
+
+def make_crl(config: Config, metrics: Metrics) -> CrlKeeper | None:
+    """The revocation lists, where there are any."""
+    if config.control.crl_path is None:
+        return None
+    crl = CrlKeeper.open(config.control.crl_path, metrics)
+    metrics.show(
+        REVOCATIONS_LEFT,
+        lambda: {} if crl is None or (left := crl.seconds_left()) is None else {(): round(left, 3)},
+    )
+    return crl
+
+
 def check_readable(name: str, roots: RootSource) -> None:
     """Read a root file once, so that a wrong one is told at the start (ztunnel src/identity/caclient.rs).
 
@@ -69,7 +106,3 @@ def follow_workloads(keeper: Keeper, contexts: TlsContexts, changes: Changes) ->
     for workload in changes.forgotten:
         keeper.forget(CertificateKey(workload.identity))
         contexts.forget(workload.identity)
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)

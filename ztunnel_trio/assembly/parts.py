@@ -22,6 +22,7 @@ from ztunnel_trio.proxy.workload_proxies import WorkloadProxies
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.supervise.keep_running import Supervisor
 from ztunnel_trio.supervise.readiness import Gate, Readiness
+from ztunnel_trio.supervise.wall_clock import WallClock
 
 DNS_IN_FLIGHT: Final = 4096  # sixteen pods at their own limit; a query holds up to a socket a server
 
@@ -40,6 +41,7 @@ class Parts:
     live: LiveMesh
     engine: Engine
     contexts: TlsContexts
+    clock: WallClock
     keeper: Keeper
     ads: AdsClient | None
     local_mesh: LocalMesh | None

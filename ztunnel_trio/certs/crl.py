@@ -12,12 +12,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal, NoReturn, Protocol
 
 import trio
 
 from ztunnel_trio.decide.revoked import Path, Revocations, is_revoked, parse_revocations
 from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.supervise.wall_clock import utc_now
 
 log = logging.getLogger("ztunnel::tls::crl")
 
@@ -63,8 +65,17 @@ class Registration:
 class CrlKeeper:
     """The lists in force and the connections they may end. See the module's text."""
 
-    def __init__(self, path: str, metrics: CrlMetrics, settings: CrlSettings | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        metrics: CrlMetrics,
+        settings: CrlSettings | None = None,
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
         self._path = path
+        self._now = now
+        self._is_late = False
         self._metrics = metrics
         self._settings = settings or CrlSettings()
         self._registered: dict[Registration, Path] = {}
@@ -96,6 +107,7 @@ class CrlKeeper:
             if self._look() != self._seen:
                 await self._settle()
                 await self._reload()
+            self._look_at_clock()
 
     def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> str | None:
         """Judge a new peer by its verified chain, the leaf first and the anchor last.
@@ -130,6 +142,21 @@ class CrlKeeper:
         if is_revoked(path, self.revocations):
             self._revoke(registration)
         return registration
+
+    def seconds_left(self) -> float | None:
+        """Until the first list is to be replaced by its `nextUpdate`, negative past it; None: none says."""
+        due = self.revocations.next_update
+        return None if due is None else (due - self._now()).total_seconds()
+
+    def _look_at_clock(self) -> None:
+        """Warn once of a list past its `nextUpdate`: it still counts, but what it lacks is not known."""
+        left = self.seconds_left()
+        is_late = left is not None and left < 0
+        if is_late and not self._is_late:
+            log.warning(
+                "the CRL %s should have been replaced by %s", self._path, self.revocations.next_update
+            )
+        self._is_late = is_late
 
     async def _settle(self) -> None:
         """Wait until the file has not changed for a while."""

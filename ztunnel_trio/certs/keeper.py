@@ -9,6 +9,10 @@ connections must not become one of requests.
 A limited number of fetches run at a time. Who waits for a slot is served by priority: a connection
 (REAL_TIME) before a workload that may soon need it (WARMUP) before a renewal (BACKGROUND).
 
+Certificates live by the wall clock, sleeps by the monotonic one. So what is at hand is held against the wall
+clock each time it is used, and when that clock has stepped, or the machine was suspended, every worker looks
+anew at when its next fetch is due.
+
 Forgetting a key fails its waiters and stops its worker; a fetch already with the authority is left
 to end, and a request that comes before then takes its result over.
 
@@ -20,19 +24,30 @@ identity share one.
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import datetime
-from enum import IntEnum
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import Final, NoReturn
 
 import trio
 
+from ztunnel_trio.certs.entries import (
+    Available,
+    CertificateState,
+    Entry,
+    Initializing,
+    Missing,
+    census,
+    lifetime_of,
+    state_text,
+)
 from ztunnel_trio.certs.provider import CertificateProvider, Pending, Withdrawn
+from ztunnel_trio.certs.turns import Priority, Turn, Turns
+from ztunnel_trio.certs.worker import Worker
 from ztunnel_trio.decide.renew import (
     FETCHING,
     Failures,
     GoWithout,
-    Lifetime,
     Renew,
     Retain,
     next_step,
@@ -42,49 +57,13 @@ from ztunnel_trio.model.backoff import Backoff
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.certificate_key import CertificateKey, Pod
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.supervise.keep_running import Done, Part, Supervisor
+from ztunnel_trio.supervise.wall_clock import WallClock
 
 log = logging.getLogger("ztunnel::identity::manager")
 
 FORGOTTEN: Final = "the identity is no longer needed"
-
-
-class Priority(IntEnum):
-    """Who is served first when fetches wait; the higher the sooner."""
-
-    BACKGROUND = 0
-    WARMUP = 1
-    REAL_TIME = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Initializing:
-    """No fetch has ended yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Available:
-    """A certificate to use."""
-
-    certificate: WorkloadCertificate
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """No certificate to use, and why."""
-
-    error: Unavailable
-
-
-State = Initializing | Available | Missing
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateState:
-    """One key for the config dump; `state` is `Initializing`, `Available` or `Unavailable: <error>`."""
-
-    key: CertificateKey
-    state: str
-    certificate: WorkloadCertificate | None
+LOOKED_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,72 +81,6 @@ class KeeperSettings:
     backoff: Backoff = FETCHING
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """What is published of a key; replaced when it is forgotten and asked for again."""
-
-    key: CertificateKey
-    state: State = Initializing()
-    settled: trio.Event = field(default_factory=trio.Event)  # a first result, or forgotten
-    news: trio.Event = field(default_factory=trio.Event)  # the next result, or forgotten
-    is_forgotten: bool = False
-
-    def publish(self, state: State) -> None:
-        self.state = state
-        self.settled.set()
-        news, self.news = self.news, trio.Event()
-        news.set()
-
-    def forget(self) -> None:
-        self.is_forgotten = True
-        self.settled.set()
-        self.news.set()
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """The task that serves a key. `entry` is None when it was forgotten during a fetch."""
-
-    entry: _Entry | None
-    priority: Priority
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    turn: trio.Event | None = None  # while in line for a place or holding one
-    is_fetching: bool = False
-
-
-class _Slots:
-    """A limited number of places, given to the most urgent worker in line, by order of joining."""
-
-    __slots__ = ("_free", "_in_line")
-
-    def __init__(self, places: int) -> None:
-        assert places > 0
-        self._free = places
-        self._in_line: dict[_Worker, None] = {}
-
-    def join(self, worker: _Worker) -> None:
-        """Stand in line; `worker.turn` is set when it has a place. Every join needs its `leave`."""
-        worker.turn = trio.Event()
-        if self._free:
-            self._free -= 1
-            worker.turn.set()
-        else:
-            self._in_line[worker] = None
-
-    def leave(self, worker: _Worker) -> None:
-        """Give the place back, or leave the line."""
-        worker.turn = None
-        if worker in self._in_line:
-            del self._in_line[worker]
-        elif not self._in_line:
-            self._free += 1
-        else:
-            first = max(self._in_line, key=lambda one: one.priority)  # the first of the most urgent
-            del self._in_line[first]
-            assert first.turn is not None
-            first.turn.set()
-
-
 class Keeper:
     """All workload certificates of this process. See the module's text."""
 
@@ -175,17 +88,21 @@ class Keeper:
         self,
         provider: CertificateProvider,
         *,
-        now: Callable[[], datetime],
+        clock: WallClock,
         rng: random.Random,
         settings: KeeperSettings | None = None,
+        supervisor: Supervisor | None = None,
+        tell_skew: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._provider = provider
-        self._now = now
+        self._clock = clock
         self._rng = rng
         self._settings = settings or KeeperSettings()
-        self._entries: dict[CertificateKey, _Entry] = {}
-        self._workers: dict[CertificateKey, _Worker] = {}
-        self._slots = _Slots(self._settings.fetches_at_once)
+        self._supervisor = supervisor or Supervisor(rng)
+        self._tell_skew = tell_skew
+        self._entries: dict[CertificateKey, Entry] = {}
+        self._workers: dict[CertificateKey, Worker] = {}
+        self._turns = Turns(self._settings.fetches_at_once)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -194,9 +111,9 @@ class Keeper:
             self._nursery = nursery
             try:
                 for key, worker in self._workers.items():
-                    nursery.start_soon(self._work, key, worker)
+                    nursery.start_soon(self._live, key, worker)
                 task_status.started()
-                await trio.sleep_forever()
+                await self._follow_steps()
             finally:
                 self._nursery = None
         raise AssertionError("unreachable")
@@ -217,13 +134,16 @@ class Keeper:
     async def certificate(self, key: CertificateKey) -> WorkloadCertificate:
         """The certificate of a key, fetched if nobody asked for it before.
 
-        Cancelling this does not cancel the fetch: others may wait for it, now or later. What has not come
-        yet is looked for once more, and waited for a little.
+        Cancelling this does not cancel the fetch: others may wait for it, now or later. One that has ended,
+        by the wall clock now, is never returned: a new one is asked for at once, for all who wait. What has
+        not come yet is looked for once more, and waited for a little.
 
         Raises:
             Unavailable: the last fetch failed and nothing valid is left, or the key was forgotten.
         """
         entry = self._request(key, Priority.REAL_TIME)
+        if isinstance(entry.state, Available) and self._is_over(entry.state.certificate):
+            self._begin_anew(key, entry)
         await entry.settled.wait()
         if isinstance(entry.state, Missing) and isinstance(entry.state.error, Pending):
             self._provider.hurry(key)
@@ -240,9 +160,11 @@ class Keeper:
                 raise AssertionError("settled without a result")
 
     def current(self, key: CertificateKey) -> WorkloadCertificate | None:
-        """The certificate at hand, without asking for one."""
+        """The certificate at hand if it has not ended, without asking for one."""
         entry = self._entries.get(key)
-        return entry.state.certificate if entry and isinstance(entry.state, Available) else None
+        if entry is None or not isinstance(entry.state, Available) or self._is_over(entry.state.certificate):
+            return None
+        return entry.state.certificate
 
     def prefetch(self, key: CertificateKey) -> None:
         """Have a certificate ready before a connection needs it; a failure is logged and retried."""
@@ -262,8 +184,8 @@ class Keeper:
         if not worker.is_fetching:
             del self._workers[key]
             worker.scope.cancel(reason="certificate forgotten")
-            if self._nursery is None:  # no task of its own yet that would leave
-                self._slots.leave(worker)
+            if self._nursery is None and worker.turn is not None:  # no task of its own yet that would leave
+                self._turns.leave(worker.turn)
             self._provider.close(key)
 
     def forget_pod(self, pod: Pod) -> None:
@@ -277,92 +199,146 @@ class Keeper:
         for key, entry in sorted(
             self._entries.items(), key=lambda item: (item[0].identity, str(item[0].pod))
         ):
-            match entry.state:
-                case Initializing():
-                    found.append(CertificateState(key, "Initializing", None))
-                case Available(certificate):
-                    found.append(CertificateState(key, "Available", certificate))
-                case Missing(error):
-                    found.append(CertificateState(key, f"Unavailable: {error}", None))
+            held = entry.state.certificate if isinstance(entry.state, Available) else None
+            found.append(CertificateState(key, state_text(entry.state, self._clock.now()), held))
         return found
+
+    def census(self) -> dict[str, int]:
+        """How many keys are in which state now, for the metrics."""
+        return census((entry.state for entry in self._entries.values()), self._clock.now())
+
+    def seconds_left(self) -> float | None:
+        """How long the certificate that ends first is still valid; negative: over. None: there is none."""
+        ends = [
+            e.state.certificate.not_after for e in self._entries.values() if isinstance(e.state, Available)
+        ]
+        return (min(ends) - self._clock.now()).total_seconds() if ends else None
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _request(self, key: CertificateKey, priority: Priority) -> _Entry:
+    def _is_over(self, certificate: WorkloadCertificate) -> bool:
+        return certificate.not_after <= self._clock.now()
+
+    def _begin_anew(self, key: CertificateKey, entry: Entry) -> None:
+        """Have a certificate fetched at once, with everybody who asks from now on waiting for it."""
+        entry.state, entry.settled = Initializing(), trio.Event()
+        worker = self._workers[key]
+        worker.wake()
+        if worker.turn is not None:
+            worker.turn.priority = Priority.REAL_TIME
+
+    async def _follow_steps(self) -> NoReturn:
+        """After a step of the wall clock, or a suspend, look at every certificate anew."""
+        version = self._clock.steps.version
+        while True:
+            version, _ = await self._clock.steps.newer_than(version)
+            for number, worker in enumerate(list(self._workers.values()), start=1):
+                worker.look_again(self._clock.now())
+                if number % LOOKED_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+
+    def _request(self, key: CertificateKey, priority: Priority) -> Entry:
         entry = self._entries.get(key)
         worker = self._workers.get(key)
         if entry is not None:
             assert worker is not None
-            if isinstance(entry.state, Initializing):
-                worker.priority = max(worker.priority, priority)
+            if isinstance(entry.state, Initializing) and worker.turn is not None:
+                worker.turn.priority = max(worker.turn.priority, priority)
             return entry
         if len(self._entries) >= self._settings.most_identities:
             raise Unavailable(f"too many identities: {len(self._entries)}")
-        entry = self._entries[key] = _Entry(key)
+        entry = self._entries[key] = Entry(key)
         if worker is not None:  # forgotten during a fetch that has not ended: it is ours
             worker.entry = entry
-            worker.priority = priority
+            if worker.turn is not None:
+                worker.turn.priority = priority
             return entry
-        worker = self._workers[key] = _Worker(entry, priority)
-        self._slots.join(worker)  # now: the order of requests counts, not that of task switches
+        # in line now: the order of requests counts, not that of task switches
+        worker = self._workers[key] = Worker(entry, self._turns.join(priority))
         if self._nursery is not None:
-            self._nursery.start_soon(self._work, key, worker)
+            self._nursery.start_soon(self._live, key, worker)
         return entry
 
-    async def _work(self, key: CertificateKey, worker: _Worker) -> None:
-        """Fetch and renew one key until it is forgotten."""
+    async def _live(self, key: CertificateKey, worker: Worker) -> None:
+        """One key, until it is forgotten."""
         with worker.scope:
-            newest: WorkloadCertificate | None = None
-            failures = 0
-            failing_since = 0.0
-            while True:
-                result = await self._fetch(key, worker)
-                entry = worker.entry
-                if entry is None:
-                    break
-                if isinstance(result, WorkloadCertificate):
-                    newest, failures = result, 0
-                else:
-                    newest = None if isinstance(result, Withdrawn) else newest
-                    failing_since = failing_since if failures else trio.current_time()
-                    failures += 1
-                seconds = self._publish(entry, worker.priority, newest, result, failures, failing_since)
-                worker.priority = Priority.BACKGROUND
-                with trio.move_on_after(seconds):
-                    await self._provider.changed(key)
+            part = Part(kind="certificate", name=f"the certificate of {key}", log=log)
+            await self._supervisor.keep_running(part, partial(self._work, key, worker))
         if self._workers.get(key) is worker:
             del self._workers[key]
             self._provider.close(key)
 
-    async def _fetch(self, key: CertificateKey, worker: _Worker) -> WorkloadCertificate | Unavailable:
+    async def _work(self, key: CertificateKey, worker: Worker) -> Done:
+        """Fetch and renew one key until it is forgotten."""
+        failures = 0
+        failing_since = 0.0
+        while True:
+            turn = worker.turn = worker.turn or self._turns.join(Priority.BACKGROUND)
+            result = await self._fetch(key, worker, turn)
+            if worker.entry is None:
+                return Done()
+            if isinstance(result, WorkloadCertificate):
+                result = self._look_at(key, result)
+            if isinstance(result, WorkloadCertificate):
+                worker.newest, failures = result, 0
+            else:
+                worker.newest = None if isinstance(result, Withdrawn) else worker.newest
+                failing_since = failing_since if failures else trio.current_time()
+                failures += 1
+            failed = Failures(failures, trio.current_time() - failing_since) if failures else None
+            seconds = self._publish(worker.entry, turn.priority, worker.newest, result, failed)
+            await self._rest(key, worker, seconds, is_retry=failures > 0)
+
+    async def _rest(self, key: CertificateKey, worker: Worker, seconds: float, *, is_retry: bool) -> None:
+        """Wait for the time of the next fetch, by the wall clock, or for something new."""
+        worker.due, worker.is_retry = self._clock.now() + timedelta(seconds=seconds), is_retry
+        with trio.move_on_after(seconds) as worker.rest:
+            await self._provider.changed(key)
+        worker.rest = None
+
+    async def _fetch(
+        self, key: CertificateKey, worker: Worker, turn: Turn
+    ) -> WorkloadCertificate | Unavailable:
         """One fetch in its turn, or its failure."""
-        if worker.turn is None:
-            self._slots.join(worker)
         try:
-            assert worker.turn is not None
-            await worker.turn.wait()
+            await turn.has_come.wait()
             worker.is_fetching = True
             return await self._provider.fetch(key)
         except Unavailable as error:
             return error
         finally:
-            worker.is_fetching = False
-            self._slots.leave(worker)
+            worker.is_fetching, worker.turn = False, None
+            self._turns.leave(turn)
+
+    def _look_at(
+        self, key: CertificateKey, arrived: WorkloadCertificate
+    ) -> WorkloadCertificate | Unavailable:
+        """Hold what has come against the clock: what has ended is a failure, what is not yet valid serves.
+
+        Which of the two clocks is wrong is not to be known here; but what has ended nobody would take,
+        while a peer whose clock is right takes what is early for us only.
+        """
+        lifetime, now = lifetime_of(arrived), self._clock.now()
+        skew = lifetime.skew_seconds(now)
+        self._tell_skew(abs(skew))
+        if not skew:
+            return arrived
+        told = f"{lifetime.told(now)}; this clock and the authority's differ by {abs(skew):.0f} s or more"
+        log.error("certificate of %s on arrival: %s", key, told)
+        return Unavailable(told) if skew > 0 else arrived
 
     def _publish(
         self,
-        entry: _Entry,
+        entry: Entry,
         priority: Priority,
         newest: WorkloadCertificate | None,
         result: WorkloadCertificate | Unavailable,
-        failures: int,
-        failing_since: float,
+        failed: Failures | None,
     ) -> float:
         """Tell everyone what a fetch gave; returns when the next one is due."""
-        failed = Failures(failures, trio.current_time() - failing_since) if failures else None
-        lifetime = None if newest is None else Lifetime(newest.not_before, newest.not_after)
-        step = next_step(lifetime, failed, self._now(), self._rng, self._settings.backoff)
+        lifetime = None if newest is None else lifetime_of(newest)
+        step = next_step(lifetime, failed, self._clock.now(), self._rng, self._settings.backoff)
         match step:
             case Renew():
                 assert isinstance(result, WorkloadCertificate)

@@ -31,6 +31,29 @@ class Lifetime:
             return self.not_after
         return self.not_before + (self.not_after - self.not_before) / 2
 
+    def skew_seconds(self, now: datetime) -> float:
+        """How far a clock is outside: positive past the end, negative before the beginning, 0 within."""
+        if now >= self.not_after:
+            return (now - self.not_after).total_seconds()
+        return min(0.0, (now - self.not_before).total_seconds())
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether it has ended: nobody would take it any more."""
+        return now >= self.not_after
+
+    def told(self, now: datetime) -> str:
+        """Why a clock is outside, with both times; empty within."""
+        if self.is_over(now):
+            return f"the certificate ended at {moment(self.not_after)}, and it is {moment(now)} here"
+        if now < self.not_before:
+            return f"the certificate is valid from {moment(self.not_before)}, and it is {moment(now)} here"
+        return ""
+
+
+def moment(when: datetime) -> str:
+    """RFC 3339 in UTC, whole seconds."""
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
 
 @dataclass(frozen=True, slots=True)
 class Renew:

@@ -7,6 +7,7 @@ whether the issuer's own signature stands under a list that names the serial num
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
 from typing import Final
@@ -43,6 +44,12 @@ class Revocations:
     """All lists at hand, by the issuer's name in DER. Several CAs may share a name."""
 
     by_issuer: dict[bytes, tuple[RevocationList, ...]] = field(default_factory=dict)
+
+    @property
+    def next_update(self) -> datetime | None:
+        """When the first of them is to be replaced; None: no list says."""
+        found = [one.crl.next_update_utc for lists in self.by_issuer.values() for one in lists]
+        return min((one for one in found if one is not None), default=None)
 
     @property
     def is_empty(self) -> bool:

@@ -41,12 +41,12 @@ class Readiness:
     def __init__(self, *, began: float | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._began = clock() if began is None else began
-        self._pending: set[str] = set()
+        self._pending: dict[str, float] = {}  # and since when
 
     def gate(self, name: str) -> Gate:
         """Register a gate, closed. The names operators know: `state manager`, `proxy`, `dns proxy`,
         `workload proxy manager`."""
-        self._pending.add(name)
+        self._pending[name] = self._clock()
         return Gate(self, name)
 
     @property
@@ -57,11 +57,16 @@ class Readiness:
         """The names of the closed gates, sorted."""
         return sorted(self._pending)
 
+    def pending_seconds(self) -> dict[str, float]:
+        """For how long each of the closed gates has been closed."""
+        now = self._clock()
+        return {name: now - since for name, since in self._pending.items()}
+
     def opened(self, name: str) -> None:
         """Called by the gate."""
         if name not in self._pending:
             return
-        self._pending.remove(name)
+        del self._pending[name]
         elapsed = format_elapsed(self._clock() - self._began)
         if not self._pending:
             log.info("Task '%s' complete (%s), marking server ready", name, elapsed)
@@ -71,7 +76,7 @@ class Readiness:
 
     def closed(self, name: str) -> None:
         """Called by the gate."""
-        self._pending.add(name)
+        self._pending.setdefault(name, self._clock())
 
 
 def format_elapsed(seconds: float) -> str:

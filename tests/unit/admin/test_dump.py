@@ -22,7 +22,7 @@ from ztunnel_trio.admin.dump import (
     sorted_keys,
     workload_state,
 )
-from ztunnel_trio.certs.keeper import CertificateState
+from ztunnel_trio.certs.entries import CertificateState
 from ztunnel_trio.mesh.document import Json, read_local
 from ztunnel_trio.mesh.entries import PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh

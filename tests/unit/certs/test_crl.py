@@ -3,7 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -205,3 +205,23 @@ def test_a_link_swapped_as_kubernetes_does_is_a_change_and_changes_settle_first(
     follow(keeper, body)
 
     assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED_TEXT
+
+
+def test_a_list_past_its_next_update_is_warned_of_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(file, IA.revocations(1, next_update=NOW))
+    ahead = timedelta(seconds=-2)
+    keeper = CrlKeeper(str(file), Counts(), now=lambda: NOW + ahead + timedelta(seconds=trio.current_time()))
+
+    async def body() -> None:
+        nonlocal ahead
+        await trio.sleep(4)
+        assert keeper.seconds_left() is not None
+        began = trio.current_time()
+        assert keeper.seconds_left() == pytest.approx(2 - began, abs=0.01)
+        ahead = timedelta(seconds=3600)
+        await trio.sleep(3)
+        assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED_TEXT
+
+    follow(keeper, body)
+
+    assert caplog.text.count("should have been replaced by 2026-05-01 00:00:00+00:00") == 1

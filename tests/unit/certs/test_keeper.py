@@ -12,9 +12,9 @@ import trio.testing
 
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
+from ztunnel_trio.certs.entries import CertificateState
 from ztunnel_trio.certs.keeper import (
     FORGOTTEN,
-    CertificateState,
     Keeper,
     KeeperSettings,
 )
@@ -25,6 +25,7 @@ from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.certificate_key import CertificateKey, Pod
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import WorkloadInfo
+from ztunnel_trio.supervise.wall_clock import WallClock
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
 IDS = [CertificateKey(SpiffeId("td", "ns", f"id{number}")) for number in range(1, 101)]
@@ -48,6 +49,7 @@ class FakeAuthority:
     hurried: list[CertificateKey] = field(default_factory=list)
     failure: Unavailable | None = None
     pushes: trio.Event = field(default_factory=trio.Event)
+    now: Callable[[], datetime] = now
 
     async def fetch(self, key: CertificateKey) -> WorkloadCertificate:
         self.calls.append(key)
@@ -63,8 +65,8 @@ class FakeAuthority:
             intermediates_der=(),
             roots_der=(),
             key_pem=b"",
-            not_before=now(),
-            not_after=now() + timedelta(seconds=self.lifetime),
+            not_before=self.now(),
+            not_after=self.now() + timedelta(seconds=self.lifetime),
             serial=len(self.calls),
         )
 
@@ -88,7 +90,7 @@ def keeping(
         settings = KeeperSettings(
             fetches_at_once=fetches_at_once, least_renewal_seconds=0.01, backoff=replace(FETCHING, jitter=0)
         )
-        keeper = Keeper(authority, now=now, rng=Random(1), settings=settings)
+        keeper = Keeper(authority, clock=WallClock(now), rng=Random(1), settings=settings)
         async with trio.open_nursery() as nursery:
             await nursery.start(keeper.run)
             await body(keeper)
@@ -425,7 +427,7 @@ def test_nothing_is_known_of_an_identity_nobody_asked_for() -> None:
 
 @trio_test(autojump=True)
 async def test_what_is_asked_before_the_keeper_runs_is_served_when_it_does() -> None:
-    keeper = Keeper(FakeAuthority(), now=now, rng=Random(1))
+    keeper = Keeper(FakeAuthority(), clock=WallClock(now), rng=Random(1))
     keeper.prefetch(IDS[0])
     async with trio.open_nursery() as nursery:
         await nursery.start(keeper.run)
@@ -435,7 +437,9 @@ async def test_what_is_asked_before_the_keeper_runs_is_served_when_it_does() -> 
 
 @trio_test(autojump=True)
 async def test_what_is_forgotten_before_the_keeper_runs_holds_no_place() -> None:
-    keeper = Keeper(FakeAuthority(), now=now, rng=Random(1), settings=KeeperSettings(fetches_at_once=1))
+    keeper = Keeper(
+        FakeAuthority(), clock=WallClock(now), rng=Random(1), settings=KeeperSettings(fetches_at_once=1)
+    )
     keeper.prefetch(IDS[0])
     keeper.forget(IDS[0])
     async with trio.open_nursery() as nursery:
@@ -446,7 +450,9 @@ async def test_what_is_forgotten_before_the_keeper_runs_holds_no_place() -> None
 
 @trio_test(autojump=True)
 async def test_identities_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    keeper = Keeper(FakeAuthority(), now=now, rng=Random(1), settings=KeeperSettings(most_identities=1))
+    keeper = Keeper(
+        FakeAuthority(), clock=WallClock(now), rng=Random(1), settings=KeeperSettings(most_identities=1)
+    )
     keeper.prefetch(IDS[0])
     with caplog.at_level(logging.INFO, "ztunnel::identity::manager"):
         keeper.prefetch(IDS[1])
@@ -461,7 +467,7 @@ def test_a_certificate_past_its_half_life_is_not_asked_for_in_a_loop() -> None:
     clock = trio.testing.MockClock(autojump_threshold=0)
 
     async def main() -> None:
-        keeper = Keeper(authority, now=now, rng=Random(1))
+        keeper = Keeper(authority, clock=WallClock(now), rng=Random(1))
         async with trio.open_nursery() as nursery:
             await nursery.start(keeper.run)
             await keeper.certificate(IDS[0])
@@ -582,3 +588,182 @@ def test_a_connection_has_what_is_pending_looked_for_and_waits_a_little() -> Non
         assert isinstance(results[1], WorkloadCertificate)
 
     run(authority, body)
+
+
+class SteppingClock:
+    """The wall clock of a test, `ahead` of the one that sleeps count."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+        self.skews: list[float] = []
+
+    def now(self) -> datetime:
+        return now() + self.ahead
+
+    def step(self, seconds: float) -> None:
+        self.ahead += timedelta(seconds=seconds)
+
+
+def stepping(authority: FakeAuthority, body: Callable[[Keeper, SteppingClock], Awaitable[None]]) -> None:
+    """Run `body` with a keeper and the clock it looks at, which is watched for steps."""
+
+    async def main() -> None:
+        stepped = SteppingClock()
+        authority.now = stepped.now
+        clock = WallClock(stepped.now)
+        settings = KeeperSettings(backoff=replace(FETCHING, jitter=0))
+        keeper = Keeper(
+            authority, clock=clock, rng=Random(1), settings=settings, tell_skew=stepped.skews.append
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clock.run)
+            await nursery.start(keeper.run)
+            await body(keeper, stepped)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_what_ended_in_a_suspend_is_never_returned_and_a_new_one_asked_for_at_once() -> None:
+    authority = FakeAuthority(latency=0.1, lifetime=600)
+    results: list[WorkloadCertificate | str] = []
+
+    async def body(keeper: Keeper, clock: SteppingClock) -> None:
+        await keeper.certificate(IDS[0])
+        clock.step(900)
+        assert keeper.dump()[0].state == (
+            "Unavailable: the certificate ended at 2026-05-01T00:10:00Z, and it is 2026-05-01T00:15:00Z here"
+        )
+        assert keeper.census() == {
+            "initializing": 0, "available": 0, "unavailable": 0, "expired": 1, "not_yet_valid": 0
+        }  # fmt: skip
+        assert keeper.current(IDS[0]) is None
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(ask, keeper, IDS[0], results)
+        assert trio.current_time() < 0.3  # no look of the clock's was waited for
+        assert keeper.dump()[0].state == "Available"
+
+    stepping(authority, body)
+
+    assert [one.serial for one in results if isinstance(one, WorkloadCertificate)] == [2] * 5
+
+
+def test_what_cannot_be_renewed_after_a_suspend_fails_and_is_tried_again() -> None:
+    authority = FakeAuthority(lifetime=600)
+
+    async def body(keeper: Keeper, clock: SteppingClock) -> None:
+        await keeper.certificate(IDS[0])
+        clock.step(900)
+        authority.error = "no way"
+        with pytest.raises(Unavailable, match="no way"):
+            await keeper.certificate(IDS[0])
+        authority.error = None
+        await trio.sleep(1.1)
+        assert (await keeper.certificate(IDS[0])).serial == 3
+
+    stepping(authority, body)
+
+
+def test_a_step_past_the_half_life_renews_at_once_without_anybody_asking() -> None:
+    authority = FakeAuthority(lifetime=7200)
+
+    async def body(keeper: Keeper, clock: SteppingClock) -> None:
+        await keeper.certificate(IDS[0])
+        clock.step(3000)
+        await trio.sleep(5)
+        assert len(authority.calls) == 1
+        clock.step(700)
+        await trio.sleep(1.5)
+        assert len(authority.calls) == 2
+        await trio.sleep(3595)
+        assert len(authority.calls) == 2
+        await trio.sleep(10)
+        assert len(authority.calls) == 3
+
+    stepping(authority, body)
+
+
+def test_a_step_back_puts_the_renewal_off_but_no_retry() -> None:
+    authority = FakeAuthority(lifetime=7200)
+
+    async def body(keeper: Keeper, clock: SteppingClock) -> None:
+        await keeper.certificate(IDS[0])
+        await trio.sleep(3000)
+        clock.step(-1000)
+        await trio.sleep(1590)
+        assert len(authority.calls) == 1
+        authority.error = "no"
+        await trio.sleep(20)
+        assert len(authority.calls) == 5
+        calls = len(authority.calls)
+        clock.step(-1000)
+        await trio.sleep(20)
+        assert len(authority.calls) > calls
+
+    stepping(authority, body)
+
+
+def test_a_step_back_before_a_certificates_beginning_has_another_asked_for() -> None:
+    authority = FakeAuthority(lifetime=7200)
+
+    async def body(keeper: Keeper, clock: SteppingClock) -> None:
+        await keeper.certificate(IDS[0])
+        clock.step(-3600)
+        assert keeper.dump()[0].state.startswith(
+            "NotYetValid: the certificate is valid from 2026-05-01T00:00:00Z"
+        )
+        await trio.sleep(1.5)
+        assert keeper.dump()[0].state == "Available"
+
+    stepping(authority, body)
+
+
+@pytest.mark.parametrize(
+    ("behind", "text"),
+    [
+        (-7200, "the certificate ended at 2026-05-01T00:00:00Z, and it is 2026-05-01T01:00:00Z here"),
+        (300, "the certificate is valid from 2026-05-01T00:05:00Z, and it is 2026-05-01T00:00:00Z here"),
+    ],
+)
+def test_a_leaf_outside_its_validity_on_arrival_is_told_with_both_times_and_the_skew(
+    behind: float, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that has ended is a failure; one that begins later serves: peers may have the better clock."""
+    authority = FakeAuthority(lifetime=3600)
+
+    async def body(keeper: Keeper, clock: SteppingClock) -> None:
+        clock.ahead = timedelta(seconds=3600 if behind < 0 else 0)
+        authority.now = lambda: clock.now() + timedelta(seconds=behind)
+        if behind < 0:
+            with pytest.raises(Unavailable, match=text):
+                await keeper.certificate(IDS[0])
+            assert keeper.dump()[0].state.startswith(f"Unavailable: {text}; this clock and the authority's")
+        else:
+            assert (await keeper.certificate(IDS[0])).serial == 1
+            assert keeper.dump()[0].state == f"NotYetValid: {text}"
+        assert clock.skews == [3600 if behind < 0 else 300]
+
+    with caplog.at_level(logging.ERROR, "ztunnel::identity::manager"):
+        stepping(authority, body)
+
+    skew = 3600 if behind < 0 else 300
+    assert caplog.records[0].getMessage() == (
+        f"certificate of spiffe://td/ns/ns/sa/id1 on arrival: {text}; "
+        f"this clock and the authority's differ by {skew} s or more"
+    )
+
+
+def test_how_long_the_first_to_end_is_valid_can_be_asked() -> None:
+    authority = FakeAuthority(lifetime=600)
+
+    async def body(keeper: Keeper, clock: SteppingClock) -> None:
+        assert keeper.seconds_left() is None
+        await keeper.certificate(IDS[0])
+        authority.lifetime = 60
+        await keeper.certificate(IDS[1])
+        assert keeper.seconds_left() == pytest.approx(60)
+        clock.step(100)
+        assert keeper.seconds_left() == pytest.approx(-40)
+
+    stepping(authority, body)

@@ -29,7 +29,10 @@ class Present(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric family. The samples of a counter are named with `_total` behind `name`."""
+    """One metric family. The samples of a counter are named with `_total` behind `name`.
+
+    One without labels is 0 until it is set, unless 0 would say something: then it is not shown.
+    """
 
     name: str
     kind: Kind
@@ -37,6 +40,7 @@ class Family:
     labels: tuple[str, ...] = ()
     unit: str = ""
     present: Present = Present.ALWAYS
+    begins_at_zero: bool = True
 
 
 OPENED: Final = Family(
@@ -219,6 +223,14 @@ CERTIFICATE_LEFT: Final = Family(
     Kind.GAUGE,
     "How long the workload certificate that ends first is still valid (unstable).",
     unit="seconds",
+    begins_at_zero=False,
+)
+REVOCATIONS_LEFT: Final = Family(
+    "ztunnel_trio_revocation_list_left_seconds",
+    Kind.GAUGE,
+    "How long until the first revocation list should be replaced, negative past it (unstable).",
+    unit="seconds",
+    begins_at_zero=False,
 )
 SERIES: Final = Family(
     "ztunnel_trio_series",
@@ -240,6 +252,6 @@ TABLE: Final = (
     DNS_REQUESTS, DNS_UPSTREAM_REQUESTS, DNS_UPSTREAM_FAILURES, DNS_UPSTREAM_DURATION,
     PROXIES_ACTIVE, PROXIES_PENDING, PROXIES_STARTED, PROXIES_STOPPED,
     REFUSALS, FLOODS_CUT, PART_RESTARTS, CLOCK_STEPS, CLOCK_SKEW, READY, NOT_READY_SECONDS,
-    CERTIFICATES, CERTIFICATE_LEFT, SERIES, SERIES_OVERFLOWED,
+    CERTIFICATES, CERTIFICATE_LEFT, REVOCATIONS_LEFT, SERIES, SERIES_OVERFLOWED,
 )  # fmt: skip
 """Behind the families of the process and its event loop (`process`), which name none of this program."""

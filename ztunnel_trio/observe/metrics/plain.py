@@ -10,13 +10,15 @@ Values = Mapping[tuple[str, ...], float]
 
 
 class PlainFamily:
-    """The samples of one family. One without labels is 0 from the start."""
+    """The samples of one family."""
 
     __slots__ = ("_read", "_values", "family")
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._values: dict[tuple[str, ...], float] = {} if family.labels else {(): 0}
+        self._values: dict[tuple[str, ...], float] = (
+            {} if family.labels or not family.begins_at_zero else {(): 0}
+        )
         self._read: Callable[[], Values] | None = None
 
     def add(self, *labels: str, by: float = 1) -> None:

@@ -10,7 +10,13 @@ from ztunnel_trio.observe.metrics import (
     SeriesLimits,
     Traffic,
 )
-from ztunnel_trio.observe.metrics.families import CERTIFICATES, NOT_READY_SECONDS, PART_RESTARTS
+from ztunnel_trio.observe.metrics.families import (
+    CERTIFICATE_LEFT,
+    CERTIFICATES,
+    NOT_READY_SECONDS,
+    PART_RESTARTS,
+    REVOCATIONS_LEFT,
+)
 
 LABELS = tuple(f"v{number}" for number in range(len(TRAFFIC_LABELS) - 1))
 STABLE = {
@@ -42,6 +48,8 @@ def everything() -> Metrics:
     metrics.count(PART_RESTARTS, "agent")
     metrics.set(NOT_READY_SECONDS, 1.5, "proxy")
     metrics.set(CERTIFICATES, 2, "available")
+    metrics.set(CERTIFICATE_LEFT, 3600)
+    metrics.set(REVOCATIONS_LEFT, 60.5)
     labels = ["a"] * len(DNS_LABELS)
     metrics.dns_request(labels)
     metrics.dns_upstream_request(labels)
@@ -89,6 +97,7 @@ def test_families_come_in_their_order() -> None:
         "ztunnel_trio_not_ready_seconds",
         "ztunnel_trio_certificates",
         "ztunnel_trio_certificate_left_seconds",
+        "ztunnel_trio_revocation_list_left_seconds",
         "ztunnel_trio_series",
     ]
 
