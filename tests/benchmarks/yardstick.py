@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 NOT_WORSE: Final = 1.03
+ENOUGH_ROUNDS: Final = 5  # to say so
 ROOT: Final = Path(__file__).parents[2]
 Figures = dict[str, float]
 Series = dict[str, list[float]]
@@ -77,6 +78,7 @@ class Build:
         Raises:
             SystemExit: neither runs.
         """
+        told = []
         for tests in (ROOT / "tests", self.root / "tests"):
             if not (tests / "benchmarks" / Path(__file__).name).exists():
                 continue  # older than the yardstick
@@ -84,7 +86,8 @@ class Build:
                 Path(place, "tests").symlink_to(tests)
                 done = subprocess.run(
                     [self.python, "-m", benchmark, "--one-round", *options],
-                    stdout=subprocess.PIPE,
+                    capture_output=True,
+                    text=True,
                     cwd=place,
                     env=without_pythonpath(),
                     check=False,
@@ -92,7 +95,8 @@ class Build:
             if not done.returncode:
                 figures: Figures = json.loads(done.stdout.splitlines()[-1])
                 return figures
-        sys.exit(f"{benchmark} does not run with the build {self}")
+            told.append(done.stderr)
+        sys.exit("\n".join((*told, f"{benchmark} does not run with the build {self}")))
 
 
 def without_pythonpath() -> dict[str, str]:
@@ -146,7 +150,7 @@ def cost_ratios(figure: str, mine: Sequence[float], other: Sequence[float]) -> l
 def is_worse(ratios: Sequence[float], itself: Sequence[float]) -> bool:
     """By the rule of the module's text."""
     by_chance = max(max(itself), 1 / min(itself)) if itself else 1.0
-    return statistics.median(ratios) > max(NOT_WORSE, by_chance)
+    return len(ratios) >= ENOUGH_ROUNDS and statistics.median(ratios) > max(NOT_WORSE, by_chance)
 
 
 def show(series: Mapping[str, Series], title: str | None = None) -> None:

@@ -19,11 +19,12 @@ def test_a_ratio_is_one_of_costs_of_rates_as_well() -> None:
 @pytest.mark.parametrize(
     ("ratios", "itself", "is_worse"),
     [
-        ([0.9, 1.03, 1.5], [], False),
-        ([0.9, 1.04, 1.5], [], True),
-        ([1.04], [0.99, 1.05], False),
-        ([1.04], [0.95, 1.0], False),  # it could as well have been measured the other way round
-        ([1.04], [0.99, 1.02], True),
+        ([0.9, 0.9, 1.03, 1.5, 1.5], [], False),
+        ([0.9, 0.9, 1.04, 1.5, 1.5], [], True),
+        ([1.04] * 5, [0.99, 1.05], False),
+        ([1.04] * 5, [0.95, 1.0], False),  # it could as well have been measured the other way round
+        ([1.04] * 5, [0.99, 1.02], True),
+        ([1.04] * 4, [], False),  # too few to say
     ],
 )
 def test_worse_is_what_neither_the_limit_nor_chance_explains(
