@@ -312,20 +312,26 @@ def differing(made: Path, kept: Path) -> list[str]:
     )
 
 
-REFERENCES = {"env.md": "ztunnel_trio.facts.env", "metrics.md": "ztunnel_trio.observe.metrics"}
+REFERENCES = {
+    "env.md": "ztunnel_trio.facts.env",
+    "metrics.md": "ztunnel_trio.observe.metrics",
+    "commands.md": "tests.docs.commands_page",
+    "endpoints.md": "tests.docs.endpoints_page",
+    "licences.md": "tests.docs.licences_page",
+}
 
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Make the pages of docs/reference (`-- --check`: compare) and follow every relative link."""
-    session.install("-e", ".")
+    """Make docs/reference (`-- --check`: compare), test the pages, build the site; a warning is an error."""
+    session.install("-e", ".", *group("docs"))
     for name, module in REFERENCES.items():
         page = ROOT / "docs" / "reference" / name
         if "--check" in session.posargs:
             session.run("python", "-m", module, "--check", str(page))
         else:
             page.write_text(str(session.run("python", "-m", module, silent=True)))
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "protos").glob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "protos").glob("*.md")]  # those that are no part of the site
     broken = [
         f"{path.relative_to(ROOT)}: {target}"
         for path in pages
@@ -334,6 +340,8 @@ def docs(session: nox.Session) -> None:
     ]
     if broken:
         session.error("links that lead nowhere:\n" + "\n".join(broken))
+    session.run("pytest", "-q", "tests/docs")
+    session.run("mkdocs", "build", "--strict")
 
 
 @nox.session(default=False)

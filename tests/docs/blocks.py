@@ -14,10 +14,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent.parent
-_BLOCK: Final = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK: Final = re.compile(r"(?:^ *<!-- ([^\n]*) -->\n)?^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _COMMENT: Final = re.compile(r"\s+# .*$")
 
 
@@ -49,4 +50,4 @@ def blocks() -> Iterator[Block]:
     """All `sh` blocks of all pages."""
     for page in pages():
         for mark, text in _BLOCK.findall(page.read_text()):
-            yield Block(str(page.relative_to(ROOT)), mark, text)
+            yield Block(str(page.relative_to(ROOT)), mark, dedent(text))

@@ -11,6 +11,8 @@ EVERY = list(blocks())
 TESTED = {  # mark: the test that runs these blocks
     "test: newcomer": "tests/netns/test_newcomer.py",
     "test: newcomer, demo --keep": "tests/netns/test_newcomer.py",
+    "test: quick start": "tests/netns/test_quick_start.py",
+    "test: promtool": "tests/docs/test_alerts.py",
 }
 NEEDS = ("needs a cluster", "needs a container engine", "needs a package registry")
 SESSIONS = set(re.findall(r"^@nox\.session.*\ndef (\w+)", (ROOT / "noxfile.py").read_text(), re.MULTILINE))
@@ -40,6 +42,10 @@ def test_a_session_that_is_named_exists(block: Block) -> None:
 def test_the_test_of_a_mark_runs_its_blocks(mark: str, test: str) -> None:
     assert any(block.mark == mark for block in EVERY)
     assert mark.removeprefix("test: ") in (ROOT / test).read_text()
+
+
+def test_the_newcomers_commands_are_the_same_on_each_page() -> None:
+    assert len({block.text for block in EVERY if block.mark == "test: newcomer"}) == 1
 
 
 def test_commands_stand_in_sh_blocks_only() -> None:
