@@ -1,1 +1,0 @@
-"""SPIFFE clients against the stand-in agent."""
