@@ -296,6 +296,7 @@ def test_second_legs_take_the_ports_that_clients_take_last(pod: Netns, here: str
 
     async def main() -> None:
         with ExitStack() as open_sockets:
+            open_sockets.callback(factory.close)
 
             async def dial(listener: Listener) -> int:
                 sock = open_sockets.enter_context(await factory.connect(listener.address, ip_address(source)))
@@ -409,3 +410,23 @@ def test_each_thread_returns_to_its_own_namespace(pod: Netns) -> None:
         return same
 
     assert in_thread(work)
+
+
+def test_sockets_made_ahead_are_of_the_pod_and_end_with_it(pod: Netns) -> None:
+    factory = SocketFactory(pod, SETTINGS)
+    before = len(os.listdir("/dev/fd"))
+    taken = [factory.tcp(socket.AF_INET) for _ in range(1 + 2 + 4 + 1)]
+    assert len(os.listdir("/dev/fd")) == before + 1 + 2 + 4 + 8
+
+    with factory.listen_tcp(SocketAddress(V4_HERE, 0)).sock as listening:
+        for sock in taken:
+            with sock:
+                assert mark_of(sock) == MARK
+                assert sock.connect_ex(listening.getsockname()) in (0, errno.EINPROGRESS), (
+                    "the pod's loopback"
+                )
+    factory.close()
+    assert len(os.listdir("/dev/fd")) == before
+    pod.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        factory.tcp(socket.AF_INET)

@@ -23,9 +23,7 @@ from typing import Final
 
 from ztunnel_trio.facts.linux import (
     IP_BIND_ADDRESS_NO_PORT,
-    IP_FREEBIND,
     IP_TRANSPARENT,
-    IPV6_FREEBIND,
     IPV6_TRANSPARENT,
     SOL_IP,
     SOL_IPV6,
@@ -78,18 +76,17 @@ def read_half() -> range:
         return range(0)
 
 
-def make_foreign(sock: socket.socket) -> bool:
+def make_foreign(sock: socket.socket, source: IPAddress) -> bool:
     """Let a socket be bound to an address that is not ours.
 
     False, with a warning: that is not permitted, and the connection bears an address of ours.
     """
     try:
-        if sock.family == socket.AF_INET:
+        # Serves as IP_FREEBIND, too: inet_can_nonlocal_bind, ipv6_can_nonlocal_bind.
+        if source.version == 4:
             sock.setsockopt(SOL_IP, IP_TRANSPARENT, 1)
-            sock.setsockopt(SOL_IP, IP_FREEBIND, 1)
         else:
             sock.setsockopt(SOL_IPV6, IPV6_TRANSPARENT, 1)
-            sock.setsockopt(SOL_IPV6, IPV6_FREEBIND, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except OSError as error:
         log.warning("failed to set freebind: %s", error)

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import socket
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -21,13 +20,15 @@ import trio
 
 from ztunnel_trio.facts.linux import (
     IP_TRANSPARENT,
-    SO_MARK,
     SOL_IP,
 )
 from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
 from ztunnel_trio.net.foreign import TRIES, ForeignPorts, bind_foreign, make_foreign, read_half
 from ztunnel_trio.net.listener import Listener, local_address
 from ztunnel_trio.net.netns import Netns
+from ztunnel_trio.net.socket_options import SocketOptions
+from ztunnel_trio.net.socket_options import SocketSettings as SocketSettings
+from ztunnel_trio.net.spares import Spares
 
 log = logging.getLogger("ztunnel::socket")
 
@@ -36,27 +37,6 @@ _NON_BLOCKING: Final = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _DISCARD_PORT: Final = 9  # RFC 863; any would do
 _HERE: Final = nullcontext()
 _PORT_TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})  # by bind(2), by connect(2)
-_LARGEST_INT: Final = 2**31 - 1  # what setsockopt(2) takes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SocketSettings:
-    """How sockets are made. `mark` is `PACKET_MARK`; None leaves them unmarked."""
-
-    mark: int | None = None
-    keepalive: bool = True  # KEEPALIVE_ENABLED
-    keepalive_idle_seconds: int = 180  # KEEPALIVE_TIME
-    keepalive_interval_seconds: int = 180  # KEEPALIVE_INTERVAL
-    keepalive_probes: int = 9  # KEEPALIVE_RETRIES
-    user_timeout: bool = False  # USER_TIMEOUT_ENABLED
-    reuse_port: bool = True  # INPOD_PORT_REUSE
-    ipv6: bool = True  # IPV6_ENABLED
-    backlog: int = 128  # ztunnel src/inpod/config.rs
-
-    @property
-    def user_timeout_seconds(self) -> int:
-        """How long unacknowledged data may wait: as long as an idle connection's probes would."""
-        return self.keepalive_idle_seconds + self.keepalive_probes * self.keepalive_interval_seconds
 
 
 class BindFailed(OSError):
@@ -76,7 +56,17 @@ class SocketFactory:
 
     netns: Netns | None
     settings: SocketSettings
+    _options: SocketOptions = field(init=False)
+    _spares: dict[socket.AddressFamily, Spares] = field(default_factory=dict, init=False)
     _foreign_ports: ForeignPorts | None = field(default=None, init=False)  # known from the first dial on
+
+    def __post_init__(self) -> None:
+        self._options = SocketOptions(self.settings)
+
+    def close(self) -> None:
+        """Close the sockets made ahead; the pod is going. Those handed out are their takers'."""
+        for spares in self._spares.values():
+            spares.close()
 
     def wildcard(self, port: int) -> SocketAddress:
         """Every address of the pod: `[::]`, which takes IPv4 as well, or `0.0.0.0` where IPv6 is off."""
@@ -127,7 +117,7 @@ class SocketFactory:
             sock = self._make(_family(address.ip), socket.SOCK_DGRAM)
             try:
                 if self.netns is not None:
-                    self._set_mark(sock)
+                    self._options.set_mark(sock)
                     if self.settings.reuse_port:
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 if address.ip.version == 6:
@@ -148,7 +138,7 @@ class SocketFactory:
         """
         sock = self._make(family, socket.SOCK_DGRAM)
         try:
-            self._set_mark(sock)
+            self._options.set_mark(sock)
         except OSError:
             sock.close()
             raise
@@ -160,15 +150,18 @@ class SocketFactory:
         Raises:
             OSError: no descriptor left, or the mark is not permitted.
         """
-        sock = self._make(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._set_mark(sock)
-        except OSError:
-            sock.close()
-            raise
-        self._keep_alive(sock)
-        return sock
+        if self.netns is None:  # where we are already
+            sock = self._make(family, socket.SOCK_STREAM)
+            try:
+                self._options.prepare(sock)
+            except OSError:
+                sock.close()
+                raise
+            return sock
+        spares = self._spares.get(family)
+        if spares is None:
+            spares = self._spares[family] = Spares(family, self.inside, self._options.prepare)
+        return spares.take()
 
     async def connect(self, destination: SocketAddress, source: IPAddress | None = None) -> socket.socket:
         """Dial, from the address `source` if given and permitted; the caller sets the deadline.
@@ -217,7 +210,7 @@ class SocketFactory:
         """Begin to dial from an address that is not ours."""
         sock = self.tcp(_family(source))
         try:
-            if make_foreign(sock):
+            if make_foreign(sock, source):
                 bind_foreign(sock, source, port)
         except OSError:
             sock.close()
@@ -252,7 +245,7 @@ class SocketFactory:
         sock = self._make(family, socket.SOCK_STREAM)
         try:
             if self.netns is not None:
-                self._set_mark(sock)
+                self._options.set_mark(sock)
             if shares_port:
                 _share_port(sock)
             else:
@@ -264,12 +257,12 @@ class SocketFactory:
                 sock, required=transparent is True
             )
             # Linux hands these on to every accepted socket (tcp_create_openreq_child).
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._options.set_no_delay(sock)
             if keepalive:
-                self._keep_alive(sock)
+                self._options.keep_alive(sock)
             sock.listen(self.settings.backlog)
             return Listener(
-                sock, transparent=is_transparent, keepalive=keepalive, set_keepalive=self._keep_alive
+                sock, transparent=is_transparent, keepalive=keepalive, set_keepalive=self._options.keep_alive
             )
         except OSError:
             sock.close()
@@ -282,32 +275,6 @@ class SocketFactory:
     def inside(self) -> AbstractContextManager[None]:
         """Run the body where the sockets are made; see `Netns.inside`."""
         return _HERE if self.netns is None else self.netns.inside()
-
-    def _set_mark(self, sock: socket.socket) -> None:
-        if self.settings.mark is not None:
-            mark = self.settings.mark.to_bytes(4, sys.byteorder)  # an int above 2^31 does not pass otherwise
-            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
-
-    def _keep_alive(self, sock: socket.socket) -> None:
-        """Keepalive and user timeout; a kernel that refuses one costs us only that."""
-        settings = self.settings
-        try:
-            if settings.keepalive:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for option, value in (
-                    (socket.TCP_KEEPIDLE, settings.keepalive_idle_seconds),
-                    (socket.TCP_KEEPINTVL, settings.keepalive_interval_seconds),
-                    (socket.TCP_KEEPCNT, settings.keepalive_probes),
-                ):
-                    sock.setsockopt(socket.IPPROTO_TCP, option, min(value, _LARGEST_INT))
-        except OSError as error:
-            log.debug("failed to set keepalive: %s", error)
-        try:
-            if settings.user_timeout:
-                milliseconds = min(settings.user_timeout_seconds * 1000, _LARGEST_INT)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        except OSError as error:
-            log.debug("failed to set user timeout: %s", error)
 
 
 def _family(ip: IPAddress) -> socket.AddressFamily:

@@ -113,7 +113,8 @@ class WorkloadProxy:
             raise
 
     def close(self) -> None:
-        """Give the ports back; `run` does so itself."""
+        """Give the ports back, and the sockets made ahead; `run` does so itself."""
+        self.sockets.close()
         for port in self.ports:
             port.listener.close()
         if self.name_server is not None:

@@ -247,6 +247,7 @@ async def test_a_second_engine_leaves_the_place_to_the_first() -> None:
 
 @trio_test
 async def test_trio_waits_by_itself_again_when_the_engine_has_ended() -> None:
+    await trio.testing.wait_all_tasks_blocked()  # Trio's own tasks wait as well
     before = waiting_to_read()
     async with trio.open_nursery() as nursery:
         await nursery.start(Engine().run)
@@ -254,7 +255,7 @@ async def test_trio_waits_by_itself_again_when_the_engine_has_ended() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert waiting_to_read() == before + 1, "asked of Trio's own"
         nursery.cancel_scope.cancel()
-    await trio.lowlevel.checkpoint()
+    await trio.testing.wait_all_tasks_blocked()
 
     assert waiting_to_read() == before
 

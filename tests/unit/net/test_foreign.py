@@ -48,12 +48,12 @@ def test_the_range_is_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not read_half()
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("ip", [IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")])
 def test_a_foreign_address_that_is_not_permitted_is_told(
-    family: socket.AddressFamily, caplog: pytest.LogCaptureFixture
+    ip: IPv4Address | IPv6Address, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Unprivileged(family) as sock:
-        assert not make_foreign(sock)
+    with Unprivileged(socket.AF_INET if ip.version == 4 else socket.AF_INET6) as sock:
+        assert not make_foreign(sock, ip)
     assert [record.getMessage() for record in caplog.records] == [
         "failed to set freebind: [Errno 1] Operation not permitted"
     ]
