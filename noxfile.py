@@ -31,8 +31,17 @@ CODE = ("ztunnel_trio", "tests", "charts", "noxfile.py", "hatch_build.py")
 # Not 912 and 913: they flag each loop that attempts first and waits only when it must, as our sockets do.
 ASYNC_RULES = "ASYNC900,ASYNC911"
 RUNTIME_PROTOS = ("xds.proto", "workload.proto", "authorization.proto")  # by the hundred thousand: protobuf
-MESSAGE_PROTOS = ("citadel.proto", "zds.proto")  # one at a time: betterproto2
 TYPED = "from importlib.resources import files; assert files('ztunnel_trio').joinpath('py.typed').is_file()"
+MESSAGE_PROTOS = (  # one at a time: betterproto2
+    "citadel.proto",
+    "zds.proto",
+    "spire_types.proto",
+    "spire_delegated_identity.proto",
+    "spiffe_workload_api.proto",
+    "spiffe_broker.proto",
+    "cri.proto",
+)
+SYSTEMS = (("Debian 12", "3.11", 36), ("Ubuntu 24.04", "3.12", 39), ("Debian 13", "3.13", 41))  # glibc 2.N
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 NO_BENCHMARKS = ("__init__", "load", "yardstick")
 OWN_IMPORT = re.compile(r"^import (\w+_pb2)", re.MULTILINE)
@@ -191,6 +200,27 @@ def release(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def wheels(session: nox.Session) -> None:
+    """Each dependency has a wheel for each of these systems and machines: no compiler is needed."""
+    session.install("build")
+    made = Path(session.create_tmp()).resolve()
+    session.run("python", "-m", "build", "--wheel", "-o", str(made), str(ROOT), silent=True)
+    [wheel] = made.glob("ztunnel_trio-*.whl")
+    for system, python, minor in SYSTEMS:
+        for machine in ("x86_64", "aarch64"):
+            glibcs = [f"manylinux_2_{older}" for older in range(minor, 16, -1)]
+            tags = [f"{glibc}_{machine}" for glibc in (*glibcs, "manylinux2014")]
+            platforms = [option for tag in tags for option in ("--platform", tag)]
+            session.log(f"{system}, {machine}")
+            with tempfile.TemporaryDirectory() as target:
+                session.run(
+                    *("pip", "download", "-q", "-d", target, *platforms, "--python-version", python),
+                    *("--only-binary=:all:", str(wheel)),
+                    log=False,
+                )
+
+
+@nox.session(default=False)
 def audit(session: nox.Session) -> None:
     """Known advisories of what the proxy runs with. With REQUIRE_AUDIT=1 no answer is a failure."""
     session.install(".")
@@ -342,6 +372,18 @@ def docs(session: nox.Session) -> None:
         session.error("links that lead nowhere:\n" + "\n".join(broken))
     session.run("pytest", "-q", "tests/docs")
     session.run("mkdocs", "build", "--strict")
+
+
+@nox.session(default=False)
+def pictures(session: nox.Session) -> None:
+    """Make the pictures and the dashboard's answers from a demo; root, and Debian's package prometheus."""
+    session.install("-e", ".", *group("test"))
+    session.run("python", "-m", "tests.docs.demo_picture")
+    session.run("python", "-m", "tests.docs.nursery_picture")
+    page = str(
+        session.run("python", "-m", "tests.docs.dashboard_page", silent=True, stderr=subprocess.DEVNULL)
+    )
+    (ROOT / "docs" / "dashboards.md").write_text(page)
 
 
 @nox.session(default=False)

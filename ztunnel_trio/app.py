@@ -60,6 +60,8 @@ async def serve(config: Config, about: BuildInfo, began: float) -> None:
         for server in parts.servers:
             await services.start(server.run, parts.drain.requested)
         async with open_control_loop(), trio.open_nursery() as control:
+            if parts.streams is not None:
+                control.start_soon(parts.streams.run)
             await control.start(parts.keeper.run)
             if parts.ads is not None:
                 control.start_soon(parts.ads.run)

@@ -13,6 +13,7 @@ from typing import Final
 
 from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol
 from ztunnel_trio.model.address import SocketAddress, parse_port
+from ztunnel_trio.model.socket_target import SocketTarget, TcpAddress, UnixPath
 
 NANOSECONDS: Final = 1_000_000_000
 MOST_NANOSECONDS: Final = 2**64 - 1
@@ -191,3 +192,21 @@ def parse_header(variable: str, prefix: str, value: str) -> tuple[str, str]:
     if not HEADER_VALUE.fullmatch(value):
         raise ConfigError(f"failed to parse header value: {value}")
     return name, value
+
+
+def parse_socket(text: str) -> SocketTarget:
+    """`unix:///absolute/path`, `unix:/absolute/path` or `tcp://host:port`; no other parts of a URI."""
+    scheme, colon, rest = text.partition(":")
+    match scheme if colon else None:
+        case "unix":
+            path = rest.removeprefix("//") if rest.startswith("///") else rest
+            if re.fullmatch(r"/[^/?#][^?#]*", path):
+                return UnixPath(path)
+            raise ConfigError("a unix socket is named by an absolute path")
+        case "tcp" if rest.startswith("//"):
+            host, colon, port = rest.removeprefix("//").rpartition(":")
+            if host and colon and not set(host) & set("/?#@"):
+                return TcpAddress(host.removeprefix("[").removesuffix("]"), parse_unsigned(port, 16))
+            raise ConfigError("a tcp socket is named by host and port")
+        case _:
+            raise ConfigError("must begin with unix: or tcp:")

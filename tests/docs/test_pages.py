@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs import nursery_picture
 from tests.docs.blocks import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -31,6 +32,10 @@ def test_a_reference_page_is_as_it_would_be_made(page: str, module: str) -> None
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert checked.returncode == 0, checked.stderr
+
+
+def test_the_picture_of_the_nursery_tree_is_that_of_the_page() -> None:
+    assert nursery_picture.PICTURE.read_text() == nursery_picture.picture(nursery_picture.PAGE.read_text())
 
 
 def quoted(page: Path) -> list[str]:

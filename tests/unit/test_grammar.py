@@ -8,11 +8,13 @@ from ztunnel_trio.grammar import (
     parse_duration,
     parse_header,
     parse_listen_address,
+    parse_socket,
     parse_threads,
     parse_unsigned,
     parse_uri,
 )
 from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.socket_target import SocketTarget, TcpAddress, UnixPath
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
@@ -213,3 +215,41 @@ def test_header_names_that_cannot_be_sent(name: str) -> None:
 def test_header_values_that_cannot_be_sent() -> None:
     with pytest.raises(ConfigError, match="failed to parse header value: a\nb"):
         parse_header("XDS_HEADER_A", "XDS_HEADER_", "a\nb")
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("unix:///run/a.sock", UnixPath("/run/a.sock")),
+        ("unix:/run/a.sock", UnixPath("/run/a.sock")),
+        ("tcp://localhost:8081", TcpAddress("localhost", 8081)),
+        ("tcp://[::1]:8081", TcpAddress("::1", 8081)),
+    ],
+)
+def test_a_socket_is_a_path_or_an_address(text: str, target: SocketTarget) -> None:
+    assert parse_socket(text) == target
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/run/a.sock",
+        "unix:",
+        "unix:a.sock",
+        "unix://a/b",
+        "unix:////a",
+        "unix:///a?b",
+        "unix:///a#b",
+        "tcp:localhost:1",
+        "tcp://localhost",
+        "tcp://:1",
+        "tcp://a:65536",
+        "tcp://a/b:1",
+        "tcp://me@a:1",
+        "http://a:1",
+        "",
+    ],
+)
+def test_what_names_no_socket_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_socket(text)

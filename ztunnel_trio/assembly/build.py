@@ -6,17 +6,18 @@ from functools import partial
 import trio
 
 from ztunnel_trio.assembly.admin import make_servers
-from ztunnel_trio.assembly.certificates import follow_workloads, make_crl, make_keeper
+from ztunnel_trio.assembly.certificates import follow_workloads, make_certificates, make_crl, make_keeper
 from ztunnel_trio.assembly.discovery import make_ads, make_local_source
 from ztunnel_trio.assembly.parts import Parts
 from ztunnel_trio.build_info import BuildInfo
+from ztunnel_trio.certs.subscribed import SubscribedCertificates
 from ztunnel_trio.config import Config, ProxyMode
 from ztunnel_trio.control.local_mesh import LocalMesh
 from ztunnel_trio.inpod.agent import GATE_NAME
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.observe.metrics.families import CLOCK_STEPS, NOT_READY_SECONDS, PART_RESTARTS, READY
 from ztunnel_trio.supervise.drain import Drain
@@ -43,7 +44,8 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     live = LiveMesh(Mesh(local_node=config.local_node))
     contexts = TlsContexts(tls12=config.tls12_enabled)
     clock = WallClock(on_step=partial(metrics.count, CLOCK_STEPS))
-    keeper = make_keeper(config, clock, metrics, supervisor)
+    certificates = make_certificates(config, contexts, supervisor)
+    keeper = make_keeper(certificates, clock, metrics, supervisor)
     if is_shared:
         live.on_workloads.append(partial(follow_workloads, keeper, contexts))
     mesh_gate, mesh_arrived = readiness.gate("state manager"), trio.Event()
@@ -75,6 +77,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
         contexts=contexts,
         clock=clock,
         keeper=keeper,
+        streams=certificates if isinstance(certificates, SubscribedCertificates) else None,
         ads=ads,
         local_mesh=local_mesh,
         crl=crl,

@@ -4,33 +4,40 @@ from functools import partial
 from pathlib import Path
 
 from ztunnel_trio.assembly.control_plane import make_caller, make_target
+from ztunnel_trio.assembly.spire import make_subscribed
 from ztunnel_trio.certs.crl import CrlKeeper
 from ztunnel_trio.certs.fake_ca import FakeCa
 from ztunnel_trio.certs.keeper import Keeper
+from ztunnel_trio.certs.provider import CertificateProvider
 from ztunnel_trio.certs.signed import SignedCertificates
-from ztunnel_trio.config import Config, ProxyMode, Unstartable
+from ztunnel_trio.certs.subscribed import SubscribedCertificates
+from ztunnel_trio.config import Config, Provider, ProxyMode, Unstartable
 from ztunnel_trio.control.ca_client import CaClient, CaSettings
 from ztunnel_trio.control.grpc import ChannelSettings
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.mesh.mesh import Changes
 from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.source import FromFile, RootSource
-from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.failures import os_error_text
+from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.observe.metrics.families import CERTIFICATE_LEFT, CERTIFICATES, CLOCK_SKEW, REVOCATIONS_LEFT
-from ztunnel_trio.observe.words import os_error_text
 from ztunnel_trio.supervise.keep_running import Supervisor
 from ztunnel_trio.supervise.wall_clock import WallClock, utc_now
 
 
-def make_certificates(config: Config) -> SignedCertificates:
-    """Where certificates come from: the CA, or a private one of our own.
+def make_certificates(
+    config: Config, contexts: TlsContexts, supervisor: Supervisor
+) -> SignedCertificates | SubscribedCertificates:
+    """Where certificates come from: the CA, a private one of our own, or SPIRE.
 
     Raises:
-        ConfigError: the CA's roots, or the private CA's files, cannot be read.
+        ConfigError: the CA's roots, or the private CA's files, cannot be read; what SPIRE needs is missing.
     """
     is_shared = config.proxy_mode is ProxyMode.SHARED
-    if config.control.fake_ca:
+    if config.certificates.provider not in (Provider.ISTIO_CA, Provider.FAKE):
+        return make_subscribed(config, contexts, supervisor)
+    if config.certificates.provider is Provider.FAKE:
         return SignedCertificates(
             FakeCa.open(config.control.fake_ca_root, utc_now).sign, check_identity=is_shared
         )
@@ -50,14 +57,12 @@ def make_certificates(config: Config) -> SignedCertificates:
     return SignedCertificates(client.sign, check_identity=is_shared)
 
 
-def make_keeper(config: Config, clock: WallClock, metrics: Metrics, supervisor: Supervisor) -> Keeper:
-    """The certificates of this process, and what is shown of them.
-
-    Raises:
-        ConfigError: see `make_certificates`.
-    """
+def make_keeper(
+    provider: CertificateProvider, clock: WallClock, metrics: Metrics, supervisor: Supervisor
+) -> Keeper:
+    """The certificates of this process, and what is shown of them."""
     keeper = Keeper(
-        make_certificates(config),
+        provider,
         clock=clock,
         rng=supervisor.rng,
         supervisor=supervisor,

@@ -10,13 +10,14 @@ import trio
 from ztunnel_trio.admin.http import HttpServer
 from ztunnel_trio.certs.crl import CrlKeeper
 from ztunnel_trio.certs.keeper import Keeper
+from ztunnel_trio.certs.subscribed import SubscribedCertificates
 from ztunnel_trio.config import Config
 from ztunnel_trio.control.ads_client import AdsClient
 from ztunnel_trio.control.local_mesh import LocalMesh
 from ztunnel_trio.dns.forward import Budget
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.tls import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.proxy.workload_proxies import WorkloadProxies
 from ztunnel_trio.supervise.drain import Drain
@@ -43,6 +44,7 @@ class Parts:
     contexts: TlsContexts
     clock: WallClock
     keeper: Keeper
+    streams: SubscribedCertificates | None  # where certificates are pushed
     ads: AdsClient | None
     local_mesh: LocalMesh | None
     crl: CrlKeeper | None

@@ -19,13 +19,12 @@ import trio
 
 from ztunnel_trio.decide.revoked import Path, Revocations, is_revoked, parse_revocations
 from ztunnel_trio.errors import PeerBrokeProtocol
-from ztunnel_trio.model.ending import CertificateInvalid, Invalid, TlsCause, TlsRefused
 from ztunnel_trio.supervise.wall_clock import utc_now
 
 log = logging.getLogger("ztunnel::tls::crl")
 
-REVOKED: Final = TlsRefused(CertificateInvalid(Invalid.REVOKED))
-UNREADABLE: Final = TlsRefused(TlsCause.UNREADABLE_NAMES)
+REVOKED_TEXT: Final = "invalid peer certificate: Revoked"
+UNREADABLE_TEXT: Final = "invalid peer certificate: BadEncoding"
 Reporter = Literal["source", "destination"]
 _CHECKS_AT_ONCE: Final = 256
 
@@ -110,21 +109,21 @@ class CrlKeeper:
                 await self._reload()
             self._look_at_clock()
 
-    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> TlsRefused | None:
+    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> str | None:
         """Judge a new peer by its verified chain, the leaf first and the anchor last.
 
-        Returns why it is refused, or None. A chain that cannot be read is refused: it cannot be checked.
+        Returns the refusal's text, or None. A chain that cannot be read is refused: it cannot be checked.
         """
         if self.revocations.is_empty:
             return None
         try:
             path = Path.parse(chain_der)
         except PeerBrokeProtocol:
-            return UNREADABLE
+            return UNREADABLE_TEXT
         if not is_revoked(path, self.revocations):
             return None
         self._metrics.crl_rejection(reporter)
-        return REVOKED
+        return REVOKED_TEXT
 
     def register(
         self, chain_der: Sequence[bytes], on_revoked: Callable[[], None], *, reporter: Reporter

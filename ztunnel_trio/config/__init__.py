@@ -5,8 +5,18 @@ get their own settings from it. Each module reads one subsystem's variables. The
 `facts.env`, their value forms are in `grammar`.
 """
 
+from ztunnel_trio.config.certificates import Attestation, CertificateConfig, Provider
 from ztunnel_trio.config.load import Config, load
 from ztunnel_trio.config.role import ProxyMode
 from ztunnel_trio.config.values import JsonValue, Unstartable
 
-__all__ = ["Config", "JsonValue", "ProxyMode", "Unstartable", "load"]
+__all__ = [
+    "Attestation",
+    "CertificateConfig",
+    "Config",
+    "JsonValue",
+    "Provider",
+    "ProxyMode",
+    "Unstartable",
+    "load",
+]

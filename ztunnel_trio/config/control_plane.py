@@ -40,7 +40,6 @@ class ControlPlaneConfig:
     xds_headers: tuple[tuple[str, str], ...]
     ca_headers: tuple[tuple[str, str], ...]
     secret_ttl_seconds: float
-    fake_ca: bool
     fake_ca_root: str | None
     xds_on_demand: bool
     local_xds_path: str | None
@@ -49,9 +48,10 @@ class ControlPlaneConfig:
 
 
 def load_control_plane(
-    values: Environment, proxy_config: ProxyConfig, machine: Machine, notes: list[str]
+    values: Environment, proxy_config: ProxyConfig, machine: Machine, notes: list[str], *, has_ca: bool
 ) -> ControlPlaneConfig:
-    xds_address, ca_address, fake_ca = load_addresses(values, proxy_config)
+    """Read where mesh and certificates come from; without `has_ca` those do not come from a CA outside."""
+    xds_address, ca_address = load_addresses(values, proxy_config, has_ca=has_ca)
     local_path, local_text = values.text(env.LOCAL_XDS_PATH), values.text(env.LOCAL_XDS)
     if local_path is not None and local_text is not None:
         raise ConfigError("invalid configuration: only one of LOCAL_XDS_PATH or LOCAL_XDS may be set")
@@ -66,7 +66,6 @@ def load_control_plane(
         xds_headers=values.headers(env.XDS_HEADER_PREFIX),
         ca_headers=values.headers(env.CA_HEADER_PREFIX),
         secret_ttl_seconds=values.seconds(env.SECRET_TTL, SECRET_TTL_SECONDS),
-        fake_ca=fake_ca,
         fake_ca_root=values.text(env.FAKE_CA_ROOT) or None,
         xds_on_demand=values.boolean(env.XDS_ON_DEMAND, default=False),
         local_xds_path=local_path,
@@ -76,9 +75,9 @@ def load_control_plane(
 
 
 def load_addresses(
-    values: Environment, proxy_config: ProxyConfig
-) -> tuple[ControlPlaneAddress | None, ControlPlaneAddress | None, bool]:
-    """The control plane's address, the CA's, and whether the CA is our own.
+    values: Environment, proxy_config: ProxyConfig, *, has_ca: bool
+) -> tuple[ControlPlaneAddress | None, ControlPlaneAddress | None]:
+    """The control plane's address, and the CA's.
 
     Raises:
         ConfigError: an address is no URI, or not one of HTTPS.
@@ -90,13 +89,12 @@ def load_addresses(
     if xds is None and proxy_config.discovery_address is not None:
         xds, xds_name = proxy_config.discovery_address, "discoveryAddress"
     xds = istiod if xds is None else xds
-    fake_ca = values.boolean(env.FAKE_CA, default=False)
     xds_address = parse_server(xds_name, xds) if xds else None
-    if fake_ca:
-        return xds_address, None, True
+    if not has_ca:
+        return xds_address, None
     if ca == "":
         raise Unstartable("invalid configuration: CA_ADDRESS is empty; set FAKE_CA=true to run without a CA")
-    return xds_address, parse_server(env.CA_ADDRESS, istiod if ca is None else ca), False
+    return xds_address, parse_server(env.CA_ADDRESS, istiod if ca is None else ca)
 
 
 def parse_server(name: str, text: str) -> ControlPlaneAddress:

@@ -6,7 +6,7 @@ from typing import Final
 
 import yaml
 
-from ztunnel_trio.config import Config, JsonValue
+from ztunnel_trio.config import Config, JsonValue, Provider
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.grammar import ControlPlaneAddress, ListenAddress, Localhost
 from ztunnel_trio.model.address import SocketAddress
@@ -104,7 +104,9 @@ def resolver_options(config: Config) -> JsonValue:
 
 def dump_config(config: Config) -> dict[str, JsonValue]:
     """The `config` part of the config dump. Never holds a token or the local mesh."""
+    provider = config.certificates.provider
     return {
+        **({} if provider in (Provider.ISTIO_CA, Provider.FAKE) else {"caProvider": provider.value}),
         "adminAddr": listen_address(config.listeners.admin_addr),
         "altCaHostname": config.control.alt_ca_hostname,
         "altXdsHostname": config.control.alt_xds_hostname,
@@ -120,7 +122,7 @@ def dump_config(config: Config) -> dict[str, JsonValue]:
         "dnsResolverCfg": resolver_config(config.resolver),
         "dnsResolverOpts": resolver_options(config),
         "enableEnhancedBaggage": config.enable_enhanced_baggage,
-        "fakeCa": config.control.fake_ca,
+        "fakeCa": provider is Provider.FAKE,
         "fakeSelfInbound": False,
         "frameSize": config.http2.frame_size,
         "illegalPorts": sorted(config.illegal_ports),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ztunnel_trio.config.certificates import CertificateConfig, Provider, load_certificates
 from ztunnel_trio.config.control_plane import ControlPlaneConfig, load_control_plane
 from ztunnel_trio.config.environment import Environment, is_utf8
 from ztunnel_trio.config.http2 import Http2Config, load_http2
@@ -65,6 +66,7 @@ class Config:
     ipv6_enabled: bool
     ipv6_loopback: bool
     control: ControlPlaneConfig
+    certificates: CertificateConfig
     # pods and their connections
     inpod_uds: str
     inpod_port_reuse: bool
@@ -113,6 +115,8 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
     ipv6 = values.boolean(env.IPV6_ENABLED, default=True)
     ipv6_loopback = ipv6 and is_ipv6_on_loopback(machine, notes)
     own_identity, own_workload = load_own(values)
+    certificates = load_certificates(values, mode)
+    has_ca = certificates.provider is Provider.ISTIO_CA
     check_compliance(values)
 
     config = Config(
@@ -131,7 +135,8 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         listeners=load_listeners(values, proxy_config, ipv6=ipv6, ipv6_loopback=ipv6_loopback),
         ipv6_enabled=ipv6,
         ipv6_loopback=ipv6_loopback,
-        control=load_control_plane(values, proxy_config, machine, notes),
+        control=load_control_plane(values, proxy_config, machine, notes, has_ca=has_ca),
+        certificates=certificates,
         inpod_uds=environ.get(env.INPOD_UDS, INPOD_SOCKET),
         inpod_port_reuse=values.boolean(env.INPOD_PORT_REUSE, default=True),
         packet_mark=values.number(env.PACKET_MARK, PACKET_MARK if is_shared else 0) or None,

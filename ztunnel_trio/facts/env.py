@@ -32,6 +32,13 @@ class Kind(Enum):
     ADDRESS = "`localhost:PORT` or `IP:PORT`"
     MODE = "`shared` or `dedicated`"
     INFO = "`namespace/name/service-account`"
+    SOCKET = "`unix:///PATH` or `tcp://HOST:PORT`"
+    PROVIDER = (
+        "`istio_ca`, `spire_delegated_selectors`, `spire_delegated_pid`, `spiffe_broker`,"
+        " `spiffe_workload_api` or `fake`"
+    )
+    ATTESTATION = "`k8s_object` or `pid`"
+    SPIFFE_ID = "SPIFFE id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,18 @@ IPV6_ENABLED: Final = "IPV6_ENABLED"
 KUBERNETES_SERVICE_HOST: Final = "KUBERNETES_SERVICE_HOST"
 XDS_ADDRESS: Final = "XDS_ADDRESS"
 CA_ADDRESS: Final = "CA_ADDRESS"
+CA_PROVIDER: Final = "CA_PROVIDER"
+SPIRE_ENABLED: Final = "SPIRE_ENABLED"
+SPIRE_ADMIN_ENDPOINT_SOCKET: Final = "SPIRE_ADMIN_ENDPOINT_SOCKET"
+SPIRE_TIMEOUT: Final = "SPIRE_TIMEOUT"
+SPIFFE_ENDPOINT_SOCKET: Final = "SPIFFE_ENDPOINT_SOCKET"
+SPIFFE_BROKER_SOCKET: Final = "SPIFFE_BROKER_SOCKET"
+SPIFFE_BROKER_WORKLOAD_API_SOCKET: Final = "SPIFFE_BROKER_WORKLOAD_API_SOCKET"
+SPIFFE_BROKER_WORKLOAD_API_SPIFFE_ID: Final = "SPIFFE_BROKER_WORKLOAD_API_SPIFFE_ID"
+SPIFFE_BROKER_TIMEOUT: Final = "SPIFFE_BROKER_TIMEOUT"
+SPIFFE_BROKER_ATTESTATION: Final = "SPIFFE_BROKER_ATTESTATION"
+SPIFFE_BROKER_DRAFT_REFERENCES: Final = "SPIFFE_BROKER_DRAFT_REFERENCES"
+CONTAINER_RUNTIME_SOCK_PATH: Final = "CONTAINER_RUNTIME_SOCK_PATH"
 FAKE_CA: Final = "FAKE_CA"
 FAKE_CA_ROOT: Final = "FAKE_CA_ROOT"
 XDS_ON_DEMAND: Final = "XDS_ON_DEMAND"
@@ -181,6 +200,72 @@ SECTIONS: Final = (
                 Kind.BOOL,
                 "true",
                 "`false`: bind IPv4 wildcard and loopback only, resolve only A records.",
+            ),
+        ),
+    ),
+    Section(
+        "Certificates from SPIRE",
+        (
+            Variable(
+                CA_PROVIDER,
+                Kind.PROVIDER,
+                "istio_ca",
+                "Where workload certificates come from: istiod's CA; SPIRE's agent over its Delegated"
+                " Identity API (pods by their Kubernetes selectors, or by one of their processes) or the"
+                " SPIFFE Broker API; in dedicated mode the SPIFFE Workload API; or a CA within the process.",
+            ),
+            Variable(SPIRE_ENABLED, Kind.BOOL, "false", "The same as `CA_PROVIDER=spire_delegated_pid`."),
+            Variable(
+                SPIRE_ADMIN_ENDPOINT_SOCKET,
+                Kind.SOCKET,
+                "unix:///run/spire/sockets/admin.sock",
+                "The agent's admin socket (`admin_socket_path`), for the Delegated Identity API.",
+            ),
+            Variable(
+                SPIRE_TIMEOUT,
+                Kind.DURATION,
+                "10s",
+                "How long a connection waits for the agent's first answer about a pod.",
+            ),
+            Variable(
+                SPIFFE_ENDPOINT_SOCKET,
+                Kind.SOCKET,
+                "none",
+                "The Workload API, for `spiffe_workload_api` and for the proxy's own certificate.",
+            ),
+            Variable(SPIFFE_BROKER_SOCKET, Kind.SOCKET, "none", "The Broker API, for `spiffe_broker`."),
+            Variable(
+                SPIFFE_BROKER_WORKLOAD_API_SOCKET,
+                Kind.SOCKET,
+                "`SPIFFE_ENDPOINT_SOCKET`",
+                "Where the proxy gets the certificate with which it proves itself to the Broker API.",
+            ),
+            Variable(
+                SPIFFE_BROKER_WORKLOAD_API_SPIFFE_ID,
+                Kind.SPIFFE_ID,
+                "spiffe://cluster.local/ns/istio-system/sa/ztunnel",
+                "Which of the certificates that are given to the proxy that is.",
+            ),
+            Variable(SPIFFE_BROKER_TIMEOUT, Kind.DURATION, "10s", "As `SPIRE_TIMEOUT`, of the Broker API."),
+            Variable(
+                SPIFFE_BROKER_ATTESTATION,
+                Kind.ATTESTATION,
+                "k8s_object",
+                "How the Broker API is told of a pod: by its uid and name, or by one of its processes.",
+            ),
+            Variable(
+                SPIFFE_BROKER_DRAFT_REFERENCES,
+                Kind.BOOL,
+                "false",
+                "References of the package `spiffe.reference`, which brokers knew before the specification"
+                " was final.",
+            ),
+            Variable(
+                CONTAINER_RUNTIME_SOCK_PATH,
+                Kind.PATH,
+                "none",
+                "The container runtime's socket (CRI), which is asked for a pod's processes. None: they are"
+                " looked for in `/proc`, for which the proxy has to see the host's processes.",
             ),
         ),
     ),

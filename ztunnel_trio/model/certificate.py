@@ -29,8 +29,8 @@ _PEM_BLOCK: Final = re.compile(
 class WorkloadCertificate:
     """What one identity presents in a handshake, and whom it trusts.
 
-    `roots_der` may hold several trust anchors, e.g. while a root is rotated; `not_before` and `not_after`
-    are the leaf's, in UTC.
+    `roots_der` may hold several trust anchors, e.g. while a root is rotated; `foreign_roots_der` holds those
+    of other trust domains that are let in, by domain. `not_before` and `not_after` are the leaf's, in UTC.
     """
 
     identity: SpiffeId
@@ -41,6 +41,7 @@ class WorkloadCertificate:
     not_before: datetime
     not_after: datetime
     serial: int
+    foreign_roots_der: tuple[tuple[str, tuple[bytes, ...]], ...] = ()
 
     def chain_pem(self) -> bytes:
         """The leaf and its intermediates, never the root: what a handshake sends."""

@@ -5,21 +5,17 @@ descriptor, of its network namespace. Descriptors are opaque here: what is not h
 closed, whatever else is wrong with the datagram (ztunnel src/inpod/protocol.rs).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.pb.messages.istio.workload import zds as messages
+from ztunnel_trio.wire.protobuf_encoding import TEXT, Schema, check_encoding
 
-Shape = Mapping[int, "Shape | None"]
-"""The fields of a message by number: messages in it by their shape, strings None."""
-
-TEXT: Final = None
-REQUEST: Final[Shape] = {1: {1: TEXT, 2: {1: TEXT, 2: TEXT, 3: TEXT}}, 2: {2: TEXT}, 3: {}, 5: {1: TEXT}}
-RESPONSE: Final[Shape] = {1: {1: TEXT}}
-LONGEST_VARINT: Final = 10  # bytes of 64 bits
+REQUEST: Final[Schema] = {1: {1: TEXT, 2: {1: TEXT, 2: TEXT, 3: TEXT}}, 2: {2: TEXT}, 3: {}, 5: {1: TEXT}}
+RESPONSE: Final[Schema] = {1: {1: TEXT}}
 
 
 class Closable(Protocol):
@@ -130,57 +126,11 @@ def _decode(
 
 
 def _parse(data: bytes) -> messages.WorkloadRequest:
-    _check_encoding(data, REQUEST)
+    check_encoding(data, REQUEST)
     try:
         return messages.WorkloadRequest().parse(data)
     except ValueError as error:  # text that is not UTF-8
         raise PeerBrokeProtocol(f"failed to decode message: {error}") from error
-
-
-def _check_encoding(data: bytes, shape: Shape) -> None:
-    """Hold a message to protobuf's encoding, known fields to their wire type.
-
-    betterproto2 takes what is cut off as if it were whole, and a number where a message or text belongs.
-
-    Raises:
-        PeerBrokeProtocol: it is not encoded as protobuf is.
-    """
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, wire_type = tag >> 3, tag & 7
-        start = position
-        match wire_type:
-            case 0:
-                _, position = _varint(data, position)
-            case 1:
-                position += 8
-            case 2:
-                length, start = _varint(data, position)
-                position = start + length
-            case 5:
-                position += 4
-            case _:
-                raise PeerBrokeProtocol(f"failed to decode message: invalid wire type {wire_type}")
-        if number == 0:
-            raise PeerBrokeProtocol("failed to decode message: invalid tag value: 0")
-        if position > len(data):
-            raise PeerBrokeProtocol("failed to decode message: buffer underflow")
-        if number in shape:
-            if wire_type != 2:
-                raise PeerBrokeProtocol(f"failed to decode message: invalid wire type {wire_type}")
-            if (inner := shape[number]) is not None:
-                _check_encoding(data[start:position], inner)
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number and the position behind it."""
-    value = 0
-    for index, byte in enumerate(data[position : position + LONGEST_VARINT]):
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value, position + index + 1
-    raise PeerBrokeProtocol("failed to decode message: invalid varint")
 
 
 def _info(told: messages.WorkloadInfo | None) -> WorkloadInfo | None:
@@ -218,7 +168,7 @@ def decode_ack(data: bytes) -> str:
     Raises:
         PeerBrokeProtocol: no acknowledgement.
     """
-    _check_encoding(data, RESPONSE)
+    check_encoding(data, RESPONSE)
     try:
         response = messages.WorkloadResponse().parse(data)
     except ValueError as error:

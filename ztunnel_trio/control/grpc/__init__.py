@@ -10,12 +10,18 @@ the pinned version.
 """
 
 from ztunnel_trio.control.grpc.call import CallStream
-from ztunnel_trio.control.grpc.channel import Channel, open_channel
+from ztunnel_trio.control.grpc.channel import Channel, NotTrusted, Security, open_agent_channel, open_channel
 from ztunnel_trio.control.grpc.errors import BadMessage, BadStatus, ConnectionEnded, GrpcFailed, NotConnected
 from ztunnel_trio.control.grpc.inbox import WINDOW_BYTES
 from ztunnel_trio.control.grpc.loop import open_control_loop
 from ztunnel_trio.control.grpc.server import Serve, Served, ServerCall, serve
-from ztunnel_trio.control.grpc.target import DEFAULT_SETTINGS, ChannelSettings, PemRoots, Roots, Target
+from ztunnel_trio.control.grpc.target import (
+    DEFAULT_SETTINGS,
+    ChannelSettings,
+    PemRoots,
+    Roots,
+    Target,
+)
 from ztunnel_trio.control.grpc.tls import server_context
 
 __all__ = [
@@ -29,12 +35,15 @@ __all__ = [
     "ConnectionEnded",
     "GrpcFailed",
     "NotConnected",
+    "NotTrusted",
     "PemRoots",
     "Roots",
+    "Security",
     "Serve",
     "Served",
     "ServerCall",
     "Target",
+    "open_agent_channel",
     "open_channel",
     "open_control_loop",
     "serve",

@@ -12,6 +12,7 @@ import grpclib.client
 import grpclib.const
 import trio
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 
 from ztunnel_trio.control.grpc.errors import BadMessage, BadStatus, ConnectionEnded, failure_text
@@ -27,9 +28,17 @@ _PREFIX_BYTES: Final = 5  # gRPC over HTTP/2: compressed flag, 4 bytes of length
 
 
 class CallStream:
-    """A call whose messages go both ways. One task receives; leaving the channel ends it."""
+    """A call whose messages go both ways. One task receives; `close`, or leaving the channel, ends it."""
 
-    __slots__ = ("_alarm", "_inbox", "_message_limit_bytes", "_one_at_a_time", "_remaining", "_stream")
+    __slots__ = (
+        "_alarm",
+        "_inbox",
+        "_is_closed",
+        "_message_limit_bytes",
+        "_one_at_a_time",
+        "_remaining",
+        "_stream",
+    )
 
     _inbox: Inbox  # once the stream is open
 
@@ -37,6 +46,7 @@ class CallStream:
         self._stream = stream
         self._message_limit_bytes = message_limit_bytes
         self._remaining = 0
+        self._is_closed = False
         self._one_at_a_time = trio.Lock()  # messages: their parts must not mix
         self._alarm = stream._wrapper = Alarm()
 
@@ -136,6 +146,15 @@ class CallStream:
         while data := await self.piece():
             pieces.append(data)
         return b"".join(pieces)
+
+    def close(self) -> None:
+        """Leave the call while its channel lives on: RST_STREAM unless it is over. Twice does no harm."""
+        if self._is_closed or not self._stream._send_request_done:
+            return
+        self._is_closed = True
+        if self._stream._stream.closable:
+            self._stream._stream.reset_nowait(ErrorCodes.CANCEL)
+        self._stream._release_stream()
 
     async def _read(self, least: int, most: int, under_way: int = WINDOW_BYTES) -> bytes:
         with self._in_our_words():

@@ -8,9 +8,10 @@ that never answers.
 import asyncio  # noqa: TID251  this room is the fence
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from dataclasses import dataclass
+from functools import partial
 
 import grpclib.client
 import grpclib.const
@@ -22,16 +23,17 @@ from grpclib.protocol import H2Protocol
 from multidict import MultiDict
 
 from ztunnel_trio.control.grpc.call import CallStream
+from ztunnel_trio.control.grpc.connect import connect_tcp, connect_unix
 from ztunnel_trio.control.grpc.errors import BadStatus, NotConnected, failure_text
 from ztunnel_trio.control.grpc.inbox import WINDOW_BYTES
 from ztunnel_trio.control.grpc.loop import abandon, from_asyncio
 from ztunnel_trio.control.grpc.protocol import RAW, TolerantProtocol
 from ztunnel_trio.control.grpc.target import DEFAULT_SETTINGS, ChannelSettings, Roots, Target
 from ztunnel_trio.control.grpc.tls import client_context, name_matches
+from ztunnel_trio.errors import ZtunnelError
 from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.facts.network import ALPN_H2
-
-_HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305 section 5
+from ztunnel_trio.model.socket_target import SocketTarget, UnixPath
 
 
 @asynccontextmanager
@@ -43,8 +45,49 @@ async def open_channel(
     Raises:
         NotConnected: refused, unknown name, too slow, not TLS, not HTTP/2, or not who we want to talk to.
     """
-    stream = await _connect_tcp(target, settings)
-    connection = _ClientConnection(stream, target, client_context(target, roots, settings), settings)
+    security = Security(client_context(target, roots, settings), target.host, partial(_check_name, target))
+    async with _channel_over(await connect_tcp(target, settings), target.host, security, settings) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def open_agent_channel(
+    target: SocketTarget, security: "Security | None", settings: ChannelSettings = DEFAULT_SETTINGS
+) -> AsyncGenerator["Channel", None]:
+    """Connect to an agent of this machine, or of another with `security`, for the body's time.
+
+    Raises:
+        NotConnected: as `open_channel`.
+    """
+    if isinstance(target, UnixPath):
+        name, sock = "localhost", await connect_unix(target.path, settings)
+    else:
+        name, sock = target.host, await connect_tcp(target, settings)
+    async with _channel_over(sock, name, security, settings) as channel:
+        yield channel
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """TLS for a channel: its context, the name that the server is asked for, and who it has to be.
+
+    `check` is given the connection after the handshake and raises `NotTrusted` where it is somebody else's.
+    """
+
+    context: ssl.SSLContext
+    server_name: str
+    check: Callable[[ssl.SSLObject], None]
+
+
+class NotTrusted(ZtunnelError):
+    """The server's certificate is not that of whom we want to talk to."""
+
+
+@asynccontextmanager
+async def _channel_over(
+    sock: socket.socket, name: str, security: Security | None, settings: ChannelSettings
+) -> AsyncGenerator["Channel", None]:
+    connection = _ClientConnection(sock, name, security, settings)
     try:
         try:
             with trio.fail_after(settings.handshake_seconds):
@@ -55,7 +98,7 @@ async def open_channel(
             raise NotConnected(_tls_text(error)) from error
         except OSError as error:
             raise NotConnected(failure_text(error)) from error
-        except StreamTerminatedError as error:
+        except (StreamTerminatedError, NotTrusted) as error:
             raise NotConnected(str(error)) from error
         yield Channel(connection, settings)
     finally:
@@ -116,10 +159,10 @@ class Channel:
 
 
 class _ClientConnection(grpclib.client.Channel):
-    """grpclib's channel over a socket of ours, with the name rule of `Target`."""
+    """grpclib's channel over a socket of ours, with rules of our own for its peer."""
 
     def __init__(
-        self, sock: socket.socket, target: Target, context: ssl.SSLContext, settings: ChannelSettings
+        self, sock: socket.socket, name: str, security: Security | None, settings: ChannelSettings
     ) -> None:
         config = Configuration(
             _keepalive_time=settings.ping_seconds,
@@ -129,10 +172,10 @@ class _ClientConnection(grpclib.client.Channel):
             http2_connection_window_size=WINDOW_BYTES,
             http2_stream_window_size=WINDOW_BYTES,
         )
-        super().__init__(target.host, target.port, ssl=context, codec=RAW, config=config)
+        context = None if security is None else security.context
+        super().__init__(name, 0, ssl=context, codec=RAW, config=config)
         self._sock: socket.socket | None = sock
-        self._target = target
-        self._context = context
+        self._security = security
         self._shutdown_seconds = settings.shutdown_seconds
         self._open_transport: asyncio.Transport | None = None
 
@@ -147,33 +190,29 @@ class _ClientConnection(grpclib.client.Channel):
             )  # grpclib wants to connect again: an attempt is one
         is_connected = False
         try:
-            transport, protocol = await self._loop.create_connection(
-                self._protocol_factory,
-                sock=sock,
-                ssl=self._context,
-                server_hostname=self._target.host,
-                ssl_shutdown_timeout=self._shutdown_seconds,
-            )
+            transport, protocol = await self._connection_over(sock)
             is_connected = True
         finally:
             if not is_connected:
                 await abandon(sock)
         self._open_transport = transport
-        self._check_peer(transport)
+        if self._security is not None:
+            tls = transport.get_extra_info("ssl_object")
+            if tls.selected_alpn_protocol() != ALPN_H2:
+                raise StreamTerminatedError("server does not speak HTTP/2")
+            self._security.check(tls)  # only the preface has been sent by now
         return protocol
 
-    def _check_peer(self, transport: asyncio.Transport) -> None:
-        """Hold the server to HTTP/2 and to one of its names; only the preface has been sent by now."""
-        tls = transport.get_extra_info("ssl_object")
-        if tls.selected_alpn_protocol() != ALPN_H2:
-            raise StreamTerminatedError("server does not speak HTTP/2")
-        names = [self._target.host, self._target.alternative_name]
-        if self._target.alternative_name is not None:
-            certificate: dict[str, object] = tls.getpeercert()
-            if not any(name is not None and name_matches(certificate, name) for name in names):
-                raise StreamTerminatedError(
-                    f"invalid peer certificate: not valid for {' or '.join(map(repr, names))}"
-                )
+    async def _connection_over(self, sock: socket.socket) -> tuple[asyncio.Transport, H2Protocol]:
+        if self._security is None:
+            return await self._loop.create_connection(self._protocol_factory, sock=sock)
+        return await self._loop.create_connection(
+            self._protocol_factory,
+            sock=sock,
+            ssl=self._security.context,
+            server_hostname=self._security.server_name,
+            ssl_shutdown_timeout=self._shutdown_seconds,
+        )
 
     def abort(self) -> None:
         """End the connection now, whatever state it is in."""
@@ -184,94 +223,17 @@ class _ClientConnection(grpclib.client.Channel):
             self._open_transport.abort()
 
 
-async def _connect_tcp(target: Target, settings: ChannelSettings) -> socket.socket:
-    """Connect, with keepalive set, and return a plain non-blocking socket.
-
-    Raises:
-        NotConnected: the host has no address, or none could be reached in time; the text says which.
-    """
-    step = "dns error"
-    try:
-        with trio.fail_after(settings.connect_seconds):
-            addresses = await _look_up(target)
-            step = "tcp connect error"
-            stream = await _connect_first(addresses, target.port)
-    except trio.TooSlowError as error:
-        raise NotConnected(f"{step}: deadline has elapsed") from error
-    except OSError as error:
-        raise NotConnected(f"{step}: {failure_text(error)}") from error
-    sock = socket.socket(fileno=stream.socket.detach())
-    try:
-        sock.setblocking(False)
-        idle, interval, probes = settings.tcp_keepalive
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
-    except OSError as error:
-        sock.close()
-        raise NotConnected(f"tcp connect error: {failure_text(error)}") from error
-    return sock
-
-
-async def _look_up(target: Target) -> list[str]:
-    """The addresses of a host, the resolver's preferred one first.
-
-    Raises:
-        socket.gaierror: there is none, or no resolver answers.
-    """
-    found = await trio.socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-async def _connect_first(addresses: Sequence[str], port: int) -> trio.SocketStream:
-    """Connect to whichever address answers first; each has a little time before the next is tried as well.
-
-    Raises:
-        OSError: none could be reached; it is the first one's failure.
-    """
-    connected: list[trio.SocketStream] = []
-    failures: dict[str, OSError] = {}
-    chosen: trio.SocketStream | None = None
-
-    async def attempt(address: str, failed: trio.Event) -> None:
-        try:
-            connected.append(await trio.open_tcp_stream(address, port))
-        except OSError as error:
-            failures[address] = _first_cause(error)
-            failed.set()
-        else:
-            nursery.cancel_scope.cancel(reason="connected")
-
-    try:
-        async with trio.open_nursery() as nursery:
-            for address in addresses:
-                failed = trio.Event()
-                nursery.start_soon(attempt, address, failed)
-                with trio.move_on_after(_HAPPY_EYEBALLS_SECONDS):
-                    await failed.wait()
-        if not connected:
-            raise failures[addresses[0]]
-        chosen = connected[0]
-        return chosen
-    finally:
-        for stream in connected:
-            if stream is not chosen:  # two answered in the same turn, or the deadline came
-                stream.socket.close()
-
-
-def _first_cause(error: OSError) -> OSError:
-    """The reason inside Trio's 'all attempts to connect failed'."""
-    match error.__cause__:
-        case OSError() as cause:
-            return cause
-        case ExceptionGroup(exceptions=[OSError() as cause, *_]):
-            return cause
-        case _:
-            return error
-
-
 def _tls_text(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"invalid peer certificate: {error.verify_message}"
     return f"tls error: {error.reason or error}"
+
+
+def _check_name(target: Target, tls: ssl.SSLObject) -> None:
+    """Accept the alternative name as well; without one OpenSSL has checked the host's."""
+    if target.alternative_name is None:
+        return
+    certificate: Mapping[str, object] = tls.getpeercert() or {}
+    names = (target.host, target.alternative_name)
+    if not any(name_matches(certificate, name) for name in names):
+        raise NotTrusted(f"invalid peer certificate: not valid for {' or '.join(map(repr, names))}")

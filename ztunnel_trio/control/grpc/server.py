@@ -37,7 +37,7 @@ class ServerCall:
             name: value for name, value in (stream.metadata or {}).items() if isinstance(value, str)
         }
         address = stream.peer.addr()
-        self.peer: str = "" if address is None else str(address[0])
+        self.peer: str = str(address[0]) if address else ""  # a Unix socket's has no name
 
     async def receive(self) -> bytes | None:
         """The client's next message, or None when it has said its last."""
@@ -116,7 +116,7 @@ async def serve(
     listening = trio.socket.from_stdlib_socket(plain)
     server = _Server([_Mapping(handlers)], codec=RAW)
     served = server.served
-    served.port = plain.getsockname()[1]
+    served.port = 0 if plain.family == socket.AF_UNIX else plain.getsockname()[1]
     try:
         with listening:
             async with trio.open_nursery() as handshakes:

@@ -1,0 +1,1 @@
+"""SPIFFE clients against the stand-in agent."""
