@@ -14,7 +14,7 @@ from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.lab import demo as demonstration
 from ztunnel_trio.lab import http, launch, privilege
 from ztunnel_trio.lab.cni import ProxyGone
-from ztunnel_trio.lab.mesh import FoundLab, Lab, ProxyRefused, find_labs
+from ztunnel_trio.lab.mesh import FoundLab, Lab, LabSettings, ProxyRefused, find_labs
 from ztunnel_trio.lab.netlink import KernelLacks
 from ztunnel_trio.lab.policy_file import PolicyFile, follow
 from ztunnel_trio.lab.proxy_log import proxy_logs, reasons
@@ -59,7 +59,13 @@ def commands() -> None:
 
 @commands.command()
 @click.option("--keep", is_flag=True, help="Leave the mesh up until Ctrl-C, with the lines to type next.")
-def demo(keep: bool) -> None:
+@click.option(
+    "--identities",
+    type=click.Choice(["istiod", "spire"]),
+    default="istiod",
+    help="Who certifies the workloads: istiod's CA, or a stand-in SPIRE agent.",
+)
+def demo(keep: bool, identities: str) -> None:
     """Build a small mesh here, run calls through it, show what happened.
 
     Exits 0 only if everything was as promised.
@@ -71,13 +77,15 @@ def demo(keep: bool) -> None:
     except privilege.MissingPrivilege as error:
         tell.problem(str(error))
         sys.exit(_CANNOT)
-    sys.exit(_demonstrate(tell, keep=keep))
+    spire = "spire_delegated_selectors" if identities == "spire" else None
+    sys.exit(_demonstrate(tell, LabSettings(spire=spire), keep=keep))
 
 
-def _demonstrate(tell: Teller, *, keep: bool) -> int:
+def _demonstrate(tell: Teller, settings: LabSettings, *, keep: bool) -> int:
+    stay = _stay_up(tell) if keep else None
     code = 1
     try:
-        kept = trio.run(until_signal, lambda: demonstration.run(tell, keep=_stay_up(tell) if keep else None))
+        kept = trio.run(until_signal, lambda: demonstration.run(tell, settings=settings, keep=stay))
         code = 0 if kept else 1
     except* Interrupted as interrupted:
         for error in leaves(interrupted):

@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -33,6 +33,7 @@ from ztunnel_trio.facts.network import ADDRESS_TYPE, DEFAULT_CLUSTER, DEFAULT_TR
 from ztunnel_trio.lab import apps, capture, resources
 from ztunnel_trio.lab.cni import Agent
 from ztunnel_trio.lab.hosts import GATEWAY_V4, NODES, OUTSIDERS, PODS, RESOLVER, Fabric, Host
+from ztunnel_trio.lab.identities import DIRECTORY, SpireIdentities
 from ztunnel_trio.lab.istiod import PORT, Answer, Istiod
 from ztunnel_trio.lab.pki import Authority
 from ztunnel_trio.lab.proxy_log import ProxyLog
@@ -62,6 +63,8 @@ class LabSettings:
     intermediate: bool = False  # workloads are certified by an intermediate CA
     watch_wire: bool = True  # a packet socket looks at all traffic; off for measurements
     ready_seconds: float = 30.0
+    spire: str | None = None  # CA_PROVIDER, where certificates come from a stand-in SPIRE agent
+    spire_processes: bool = False  # and pods have a process of their own to be attested by
 
 
 @dataclass(slots=True, eq=False)
@@ -225,6 +228,12 @@ class Lab:
         self.root = Authority()
         self.authority = self.root.intermediate() if settings.intermediate else self.root
         self.istiod = Istiod(self.root, authority=self.authority, token=TOKEN)
+        self.spire: SpireIdentities | None = None
+        if settings.spire is not None:
+            own = SpiffeId(DEFAULT_TRUST_DOMAIN, PROXY_NAMESPACE, PROXY_ACCOUNT)
+            self.spire = SpireIdentities(
+                settings.spire, own, directory / DIRECTORY, with_processes=settings.spire_processes
+            )
         self.wire = capture.Wire()
         self.resolver = Resolver()
         self.nodes: dict[str, Node] = {}
@@ -310,6 +319,8 @@ class Lab:
         )
         self.pods[name] = pod
         if captured:
+            if self.spire is not None:
+                self.spire.register(pod)
             await host.capture(dns=dns)
             await self.enrol(pod)
         if known:
@@ -411,6 +422,8 @@ class Lab:
         """End a pod: its applications, its place in the mesh, its namespace."""
         pod.stop_apps()
         await self.withdraw(pod)
+        if self.spire is not None:
+            self.spire.forget(pod.uid)
         await self.fabric.unplug(pod.host)
         del self.pods[pod.name]
         self._write_state()
@@ -424,6 +437,8 @@ class Lab:
         """
         pod.stop_apps()
         old, pod.host = pod.host, await self.fabric.plug(pod.name, PODS)
+        if self.spire is not None:
+            self.spire.register(pod)
         await pod.host.capture()
         await self.enrol(pod)
         await self.istiod.push(pod.workload())
@@ -463,6 +478,7 @@ class Lab:
             "POD_NAMESPACE": PROXY_NAMESPACE,
             "RUST_LOG": "info",
             "SERVICE_ACCOUNT": PROXY_ACCOUNT,
+            **({} if self.spire is None else self.spire.environment()),
             **self.settings.environment,
         }
         return {name: value for name, value in environment.items() if value is not None}
@@ -498,9 +514,12 @@ async def open_lab(
     try:
         progress("fabric and control plane")
         fabric = await Fabric.build()
-        async with grpc.open_control_loop(), trio.open_nursery() as nursery:
+        async with grpc.open_control_loop(), trio.open_nursery() as nursery, AsyncExitStack() as agents:
             lab = Lab(settings, directory, fabric, nursery)
             try:
+                if lab.spire is not None:
+                    progress("a stand-in SPIRE agent")
+                    await agents.enter_async_context(lab.spire.running())
                 (directory / "root-cert.pem").write_text(lab.root.root_pem)
                 (directory / "istio-token").write_text(TOKEN)
                 if settings.watch_wire:
