@@ -138,6 +138,10 @@ class SpireAgent:
         self._issued.clear()
         self._tell()
 
+    def issued(self) -> list[Leaf]:
+        """Every certificate given out since the last rotation, with its key."""
+        return list(self._issued.values())
+
     def end_streams(self) -> None:
         """End every stream with status OK, as an agent that restarts in order does."""
         ended, self._ended = self._ended, trio.Event()
