@@ -110,7 +110,7 @@ def load(mesh: Mesh, groups: list[bytes]) -> float:
             done += 1
             if time.perf_counter() - begun > SLICE_SECONDS:
                 break
-        mesh.apply(Batch(addresses=entries, last=done >= total))
+        mesh.apply(Batch(addresses=entries))
         longest = max(longest, time.perf_counter() - begun)
     return longest
 

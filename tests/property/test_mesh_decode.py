@@ -130,42 +130,31 @@ NAMES = st.sampled_from([*"uvwx", *KEYS])
 
 @dataclass
 class Reference:
-    """The rules of the Rust ztunnel, written down plainly."""
+    """The rule, written down plainly: what was said last, and endpoints that follow from it."""
 
     workloads: dict[str, Workload] = field(default_factory=dict)
     services: dict[str, ServiceEntry] = field(default_factory=dict)
-    endpoints: dict[str, set[str]] = field(default_factory=dict)
 
     def put(self, entry: AddressEntry) -> None:
         if isinstance(entry, ServiceEntry):
-            name = str(entry.service.key)
-            self.services[name] = entry
-            self.endpoints[name] = {uid for uid in self.endpoints.get(name, set()) if self.takes(name, uid)}
-            return
-        workload = workload_of(entry)
-        self.forget_endpoints(workload.uid)
-        self.workloads[workload.uid] = workload
-        for service_key in workload.services:
-            if self.takes(str(service_key), workload.uid):
-                self.endpoints.setdefault(str(service_key), set()).add(workload.uid)
+            self.services[str(entry.service.key)] = entry
+        else:
+            self.workloads[entry.uid] = workload_of(entry)
 
-    def takes(self, name: str, uid: str) -> bool:
+    def endpoints(self, name: str) -> set[str]:
         known = self.services.get(name)
-        return (
-            known is None or known.service.allows_unhealthy or self.workloads[uid].health.value == "Healthy"
-        )
-
-    def forget_endpoints(self, uid: str) -> None:
-        for uids in self.endpoints.values():
-            uids.discard(uid)
+        return {
+            each.uid
+            for each in self.workloads.values()
+            if name in map(str, each.services)
+            and (known is None or known.service.allows_unhealthy or each.health.value == "Healthy")
+        }
 
     def remove(self, name: str) -> None:
         if name in self.workloads:
-            self.forget_endpoints(name)
             del self.workloads[name]
         elif "/" in name:
             self.services.pop(name, None)
-            self.endpoints.pop(name, None)
 
 
 @settings(max_examples=200)
@@ -183,8 +172,8 @@ def test_the_mesh_is_what_the_rules_say_after_any_history(history: list[AddressE
     assert {each.uid: each for each in mesh.workloads()} == reference.workloads
     assert {str(each.key) for each in mesh.services()} == set(reference.services)
     for name in KEYS:
-        uids = reference.endpoints.get(name, set())
-        staged = {str(each): set(endpoints) for each, endpoints in mesh.staged()}
+        uids = reference.endpoints(name)
+        staged = {str(each): set(endpoints) for each, endpoints in mesh.without_service()}
         if name in reference.services:
             assert set(mesh.endpoints(key(name))) == uids
         else:
@@ -196,9 +185,9 @@ def test_the_mesh_is_what_the_rules_say_after_any_history(history: list[AddressE
         mesh.apply(Batch(removed_addresses=[uid]))
     for name in reference.services:
         mesh.apply(Batch(removed_addresses=[name]))
-    assert not mesh._services._backings
+    assert not mesh._services._by_key
     assert not mesh._workloads._by_address
-    assert len(mesh._workloads._templates) == len(mesh._workloads._places) == 0
+    assert len(mesh._workloads._kinds) == len(mesh._workloads._localities) == 0
 
 
 @settings(max_examples=100)

@@ -222,7 +222,7 @@ async def test_ready_means_that_the_mesh_has_both_types(place: Path) -> None:
         found = world.live.mesh.workload_at(at("1.2.3.4"))
         assert found is not None
         assert found.uid == "uid1"
-        assert [one.name for one in world.live.mesh.policies()] == ["allow"]
+        assert world.live.mesh.policy_keys() == ["ns/allow"]
         for type_url in (ADDRESS_TYPE, AUTHORIZATION_TYPE):
             assert await world.istiod.next_request() == Request(type_url=type_url, response_nonce="n")
         assert [url for url, _ in world.counts.messages] == [ADDRESS_TYPE, AUTHORIZATION_TYPE]
@@ -418,7 +418,7 @@ async def test_policies_that_vanished_while_away_are_removed(place: Path) -> Non
         world.istiod.answer(policy("ns/one"), type_url=AUTHORIZATION_TYPE, removed=("ns/two",))
         await world.istiod.next_request()
 
-        assert [one.name for one in world.live.mesh.policies()] == ["one"]
+        assert world.live.mesh.policy_keys() == ["ns/one"]
 
 
 # the CA ---------------------------------------------------------------------------------------------------

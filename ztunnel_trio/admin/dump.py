@@ -18,6 +18,7 @@ import trio
 from ztunnel_trio.certs.entries import CertificateState
 from ztunnel_trio.mesh.document import (
     Json,
+    clashes_document,
     policy_document,
     service_document,
     staged_document,
@@ -132,7 +133,8 @@ def indented(text: bytes, levels: int) -> bytes:
 
 
 def mesh_parts(mesh: Mesh) -> dict[str, Part]:
-    """`workloads` by uid, `services` by hostname, `policies` by key, `stagedServices`."""
+    """`workloads` by uid, `services` by hostname, `policies` by resource name, `stagedServices` (named by
+    workloads, described by nobody), `addressClashes`."""
 
     def workload(uid: str) -> Json:
         found = mesh.workload(uid)
@@ -157,8 +159,9 @@ def mesh_parts(mesh: Mesh) -> dict[str, Part]:
     return {
         "workloads": Listed(mesh.uids, workload),
         "services": Listed(service_keys, service),
-        "policies": Listed(lambda: [policy.key for policy in mesh.policies()], policy),
-        "stagedServices": Whole(lambda: staged_document(mesh.staged())),
+        "policies": Listed(mesh.policy_keys, policy),
+        "stagedServices": Whole(lambda: staged_document(mesh.without_service())),
+        "addressClashes": Whole(lambda: clashes_document(mesh.service_clashes(), mesh.workload_clashes())),
     }
 
 

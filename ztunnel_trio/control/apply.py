@@ -115,7 +115,7 @@ class Application:
                     some.decode(type_url, group, rejections)
                 if pace.is_over:
                     break
-            self.live_mesh.apply(Batch(addresses=some.addresses, policies=some.policies, last=False))
+            self.live_mesh.apply(Batch(addresses=some.addresses, policies=some.policies))
             self.discovery.received(type_url, some.arrived, some.rejected)
             self.on_arrival(some.arrived)
             received_bytes += some.received_bytes
@@ -123,19 +123,18 @@ class Application:
         return received_bytes
 
     async def _apply_removals(self, response: Response) -> None:
-        """Remove what the response says and what it shows to be gone; the response is complete then."""
+        """Remove what the response says and what it shows to be gone."""
         type_url = response.type_url
         for start in range(0, len(response.removed), _REMOVALS_AT_ONCE):
             await self._remove(type_url, response.removed[start : start + _REMOVALS_AT_ONCE])
         for names in self.discovery.vanished(type_url):
             await self._remove(type_url, names)
-        self.live_mesh.apply(Batch())
 
     async def _remove(self, type_url: str, names: list[str]) -> None:
         if type_url == ADDRESS_TYPE:
-            self.live_mesh.apply(Batch(removed_addresses=names, last=False))
+            self.live_mesh.apply(Batch(removed_addresses=names))
         else:
-            self.live_mesh.apply(Batch(removed_policies=names, last=False))
+            self.live_mesh.apply(Batch(removed_policies=names))
         self.discovery.removed(type_url, names)
         await self.pace.rest()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from ztunnel_trio.mesh.services import best
 from ztunnel_trio.model.address import IPAddress, NamespacedHostname
 from ztunnel_trio.model.service import Endpoint, IPFamilies, Service
 from ztunnel_trio.model.workload import Health, Workload
@@ -23,7 +24,7 @@ class NamedServices(Protocol):
     """What the mesh is asked for here."""
 
     def services_named(self, hostname: str) -> Sequence[Service]:
-        """Every service of that hostname, in the order they came."""
+        """Every service of that hostname, in the order of their names."""
         ...
 
     def endpoints(self, key: NamespacedHostname) -> Mapping[str, Endpoint]:
@@ -175,23 +176,7 @@ def _owner(
             notes.append(f"service {service.key} is not visible to namespace {namespace}")
             continue
         candidates.append(service)
-    return _preferred(candidates, namespace, settings.preferred_namespace)
-
-
-def _preferred(
-    candidates: Sequence[Service], namespace: str, preferred_namespace: str | None
-) -> Service | None:
-    """The client's namespace, else the last canonical one, else the preferred namespace, else the oldest."""
-    best = canonical = preferred = None
-    for service in candidates:
-        if service.namespace == namespace:
-            return service
-        best = best or service
-        if service.canonical:
-            canonical = service
-        if service.namespace == preferred_namespace:
-            preferred = service
-    return canonical or preferred or best
+    return best(candidates, namespace, settings.preferred_namespace)
 
 
 def _has_family(service: Service, version: int, settings: NameSettings) -> bool:

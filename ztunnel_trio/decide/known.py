@@ -7,11 +7,14 @@ thing is asked for at most once, so the questions end.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, TypeVar
 
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.workload import Workload
+
+if TYPE_CHECKING:
+    from ztunnel_trio.decide.balance import Draws
 
 T = TypeVar("T")
 
@@ -64,12 +67,11 @@ class Chance(Protocol):
         """One of these by weight, in a list."""
 
 
-@dataclass(slots=True, eq=False)
-class Question:
+class Question(NamedTuple):
     """One outbound decision in the making: who wants to go where, in which mesh, with what known.
 
     `exclude` holds uids of endpoints that were tried in vain; `on_demand` says whether the mesh holds only
-    what was asked for.
+    what was asked for; `draws` is what load balancing found out for connections before.
     """
 
     source: Workload
@@ -79,3 +81,8 @@ class Question:
     rng: Chance
     on_demand: bool
     exclude: frozenset[str]
+    draws: "Draws | None"
+
+    def without(self, uids: frozenset[str]) -> Self:
+        """The same, with more endpoints to leave out."""
+        return self._replace(exclude=self.exclude | uids)

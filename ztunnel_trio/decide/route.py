@@ -3,14 +3,15 @@
 In order: the waypoint of the service dialled; an endpoint of that service, through a network gateway when it
 is in another network; the workload dialled, through its own waypoint unless the client is that waypoint; and
 for what the mesh does not know, plainly to where the client meant. A waypoint or gateway that cannot be found
-is a refusal, never a reason to go around it.
+is a refusal, never a reason to go around it; and an address the mesh knows as that of an HBONE workload is
+never sent to in plaintext because a service shares it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from ztunnel_trio.decide.balance import Chosen, choose, find_upstream, pick_address
+from ztunnel_trio.decide.balance import Chosen, Draws, choose, find_upstream, pick_address
 from ztunnel_trio.decide.known import Chance, HostAnswer, Known, NeedAddress, NeedHost, Question
 from ztunnel_trio.decide.waypoint import (
     Gateway,
@@ -100,6 +101,7 @@ def route(
     on_demand: bool,
     illegal_ports: frozenset[int] = ILLEGAL_PORTS,
     exclude: frozenset[str] = NOTHING_TRIED,
+    draws: Draws | None = None,
 ) -> Decision:
     """Choose where an outbound connection goes.
 
@@ -109,7 +111,16 @@ def route(
     source, target = request.source, request.target
     if calls_itself(target, illegal_ports, is_here=request.is_target_here):
         return Refusal(Reason.RECURSIVE_CALL)
-    question = Question(source, target, mesh, known, rng, on_demand, exclude)
+    question = Question(
+        source=source,
+        target=target,
+        mesh=mesh,
+        known=known,
+        rng=rng,
+        on_demand=on_demand,
+        exclude=exclude,
+        draws=draws,
+    )
     address = NetworkAddress(request.network, target.ip)
     there = find_destination(address, source.namespace, mesh, known, on_demand=on_demand)
     if isinstance(there, NeedAddress):
@@ -122,20 +133,52 @@ def route(
         if isinstance(upstream, NeedAddress):
             return upstream
         if upstream is None:
-            if exclude or (service is not None and not _is_passthrough(service)):
+            if question.exclude or (service is not None and not _is_passthrough(service)):
                 return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(target))
-            return Route(OutboundProtocol.TCP, target, None, (), (), None, None)
+            return _past_the_services(request, question)
         if upstream.workload.network == source.network:
             break
         decision = _through_gateway(request, upstream, service, question)
         if not exclude or service is None or not isinstance(decision, Refusal):
             return decision
-        question.exclude |= {upstream.workload.uid} | _behind_the_same_gateway(upstream, service, mesh)
+        question = question.without(_behind_the_same_gateway(upstream, service, mesh))
     else:
         return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(target))
     if service is None and upstream.workload.waypoint is not None:
         return _to_workload_with_waypoint(request, upstream, upstream.workload.waypoint, question)
     return _direct(request, upstream, question)
+
+
+def _past_the_services(request: OutboundRequest, question: Question) -> Decision:
+    """To what was dialled, as no service there takes the connection: plainly, if the mesh knows it not.
+
+    A workload that speaks HBONE at that very address gets HBONE all the same, for the ports the service has
+    not; what a service leaves without endpoints is refused (decision 0011).
+    """
+    source, target, mesh = request.source, request.target, question.mesh
+    address = NetworkAddress(source.network, target.ip)
+    workload = _hbone_workload(address, mesh)
+    if workload is None:
+        return Route(OutboundProtocol.TCP, target, None, (), (), None, None)
+    service = mesh.service_at(address, source.namespace)
+    if service is not None and not _is_passthrough(service) and target.port in service.ports:
+        return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(target))
+    upstream = Chosen(workload, target.port, None)
+    decision = (
+        _direct(request, upstream, question)
+        if workload.waypoint is None
+        else _to_workload_with_waypoint(request, upstream, workload.waypoint, question)
+    )
+    if isinstance(decision, Route) and service is not None:
+        note = f"{target} is also an address of service {service.key}: HBONE to workload {workload.uid}"
+        return replace(decision, notes=(*decision.notes, note))
+    return decision
+
+
+def _hbone_workload(address: NetworkAddress, mesh: Mesh) -> Workload | None:
+    """The workload of an address, if it speaks HBONE."""
+    workload = mesh.workload_at(address)
+    return workload if workload is not None and workload.protocol is InboundProtocol.HBONE else None
 
 
 def _is_passthrough(service: Service) -> bool:
@@ -273,10 +316,11 @@ def _through_gateway(
 
 
 def _behind_the_same_gateway(upstream: Chosen, service: Service, mesh: Mesh) -> frozenset[str]:
-    """The endpoints of a service that cannot be reached either, their gateway having been tried in vain."""
+    """An endpoint and those that cannot be reached either, their gateway having been tried in vain."""
     reference, uids = upstream.workload.network_gateway, mesh.endpoints(service.key)
     workloads = (mesh.workload(uid) for uid in uids)
-    return frozenset(each.uid for each in workloads if each is not None and each.network_gateway == reference)
+    others = (each.uid for each in workloads if each is not None and each.network_gateway == reference)
+    return frozenset((upstream.workload.uid, *others))
 
 
 def _direct(request: OutboundRequest, upstream: Chosen, question: Question) -> Decision:
@@ -286,8 +330,17 @@ def _direct(request: OutboundRequest, upstream: Chosen, question: Question) -> D
     if isinstance(ip, Refusal | NeedHost):
         return ip
     address = SocketAddress(ip, upstream.port)
+    notes: tuple[str, ...] = ()
     if workload.protocol is InboundProtocol.TCP:
-        return Route(OutboundProtocol.TCP, address, None, (), (), workload, upstream.service)
+        hidden = None
+        if upstream.service is not None:  # its endpoint may say less of an address than the pod there
+            hidden = _hbone_workload(NetworkAddress(workload.network, ip), question.mesh)
+        if hidden is None:
+            return Route(OutboundProtocol.TCP, address, None, (), (), workload, upstream.service)
+        if hidden.uid in question.exclude:
+            return Refusal(Reason.NO_HEALTHY_UPSTREAM, str(request.target))
+        notes = (f"{ip} of endpoint {workload.uid} is an address of {hidden.uid}: HBONE to that workload",)
+        workload = hidden
     names = _names(upstream.service)
     return Route(
         OutboundProtocol.HBONE,
@@ -297,7 +350,7 @@ def _direct(request: OutboundRequest, upstream: Chosen, question: Question) -> D
         (),
         workload,
         upstream.service,
-        names.notes,
+        names.notes + notes,
     )
 
 

@@ -65,6 +65,7 @@ def _find_by_address(
         question.rng,
         waypoint=kind is GatewayKind.WAYPOINT,
         exclude=question.exclude,
+        draws=question.draws,
     )
     return _unknown(kind, _dump(reference)) if chosen is None else Gateway(chosen, destination.ip)
 
@@ -91,6 +92,7 @@ def _find_by_name(
         question.rng,
         waypoint=kind is GatewayKind.WAYPOINT,
         exclude=question.exclude,
+        draws=question.draws,
     )
     return _unknown(kind, _dump(reference)) if chosen is None else Gateway(chosen, question.target.ip)
 

@@ -1,38 +1,40 @@
 """The mesh as istiod told it, in memory: three stores that change together.
 
 Theory of operation: resources are decoded and checked off to the side, into entries (`mesh.entries`);
-`Mesh.apply` then changes the stores in one synchronous step, which leaves them
-consistent. A response may be applied in slices; only its last one says `last`. Lookups give values that
+`Mesh.apply` then changes the stores in one synchronous step, which leaves them consistent. What they answer
+depends on what was said last of each resource, and on nothing that was there before. Lookups give values that
 never change; after a change they give others.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.mesh.clashes import Clash
+from ztunnel_trio.mesh.endpoints import Endpoints
 from ztunnel_trio.mesh.entries import NO_ENDPOINTS, AddressEntry, PolicyEntry, WorkloadEntry
+from ztunnel_trio.mesh.kinds import BalancingFacts, KnownKind
 from ztunnel_trio.mesh.policies import Policies
-from ztunnel_trio.mesh.services import Endpoints, Services
-from ztunnel_trio.mesh.workloads import Removed, Sketch, Template, Workloads
+from ztunnel_trio.mesh.services import Services
+from ztunnel_trio.mesh.workloads import Workloads
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.policy import Authorization
 from ztunnel_trio.model.service import Endpoint, Service
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
 
+CLASHES_TOLD: Final = 10  # of one batch; the dump has them all
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Changes to apply together: what to put, in order, then what to remove, by resource name.
-
-    `last` is False for all slices of a response but its last one.
-    """
+    """Changes to apply together: what to put, in order, then what to remove, by resource name."""
 
     addresses: Sequence[AddressEntry] = ()
     removed_addresses: Sequence[str] = ()
     policies: Sequence[PolicyEntry] = ()
     removed_policies: Sequence[str] = ()
-    last: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Mesh:
         self.local_node = local_node
         self.revision = 0
         self._services = Services()
-        self._workloads = Workloads(local_node, self._services.backing)
+        self._workloads = Workloads(local_node, self._services.mentioned, self._services.forget_unmentioned)
         self._policies = Policies()
 
     # change
@@ -94,8 +96,7 @@ class Mesh:
         for policy in batch.policies:
             self._policies.put(policy.key, policy.policy)
         removed_policies = [key for key in batch.removed_policies if self._policies.remove(key)]
-        if batch.last:
-            self._services.end_response()
+        self._tell_clashes(step)
         changes = Changes(
             workloads=step.workloads,
             services=step.services,
@@ -112,59 +113,27 @@ class Mesh:
         return changes
 
     def _put_workload(self, entry: WorkloadEntry, step: "_Step") -> None:
-        uid, _, _, place, _ = entry
-        template, old = self._workloads.put(entry)
-        is_local = place.node == self.local_node
-        if old is None:
-            self._add_endpoints(uid, template)
-        elif not old.is_same:
-            self._replace_endpoints(uid, template, old, step)
-        elif not self._confirm(uid, template) and not is_local:
-            return
+        where = entry[3]
+        kind, replaced = self._workloads.put(entry)
+        is_local = where.node == self.local_node
+        if replaced is not None:
+            if replaced.is_same and not is_local:
+                return
+            if replaced.is_local and (
+                replaced.kind.prototype.authorization_policies != kind.prototype.authorization_policies
+            ):
+                step.attachments = True
         step.workloads += 1
         if is_local:
-            step.put.append(_local_workload(uid, template, place.node))
-
-    def _add_endpoints(self, uid: str, template: Template) -> None:
-        for backing, shape in template.backings:
-            if template.healthy or backing.takes_unhealthy:
-                backing.endpoints[uid] = shape
-                backing.memo = None
-            else:
-                self._services.pass_over(backing, uid, shape)
-
-    def _replace_endpoints(self, uid: str, template: Template, old: Removed, step: "_Step") -> None:
-        for backing, _ in old.template.backings:
-            self._services.withdraw(backing, uid)
-        self._add_endpoints(uid, template)
-        self._forsake(old.template)
-        if old.is_local and (
-            old.template.prototype.authorization_policies != template.prototype.authorization_policies
-        ):
-            step.attachments = True
-
-    def _confirm(self, uid: str, template: Template) -> bool:
-        """Put the endpoints of a workload where its services lost them meanwhile; whether there were any."""
-        is_new = False
-        for backing, shape in template.backings:
-            if not template.healthy and not backing.takes_unhealthy:
-                self._services.pass_over(backing, uid, shape)
-            elif backing.endpoints.get(uid) is not shape:
-                backing.endpoints[uid] = shape
-                backing.memo = None
-                is_new = True
-        return is_new
+            step.put.append(_local_workload(entry[0], kind, where.node))
 
     def _remove_address(self, name: str, step: "_Step") -> None:
         """Remove what a resource name stands for: a uid, else `namespace/hostname`."""
         gone = self._workloads.remove(name)
         if gone is not None:
-            for backing, _ in gone.template.backings:
-                self._services.withdraw(backing, name)
-            self._forsake(gone.template)
             step.workloads += 1
             if gone.is_local:
-                step.gone.append(_local_workload(name, gone.template, gone.place.node))
+                step.gone.append(_local_workload(name, gone.kind, gone.node_locality.node))
             return
         try:
             key = NamespacedHostname.parse(name)
@@ -178,10 +147,19 @@ class Mesh:
         else:
             step.notes.append(f"removal of {name}: no such service")
 
-    def _forsake(self, template: Template) -> None:
-        for backing, _ in template.backings:
-            if not backing.templates:
-                self._services.forsake(backing)
+    def _tell_clashes(self, step: "_Step") -> None:
+        """Note the addresses more are claiming than before; of two workloads only where the uid decides."""
+        found = self._services.clashes.news()
+        found += [
+            clash
+            for clash in self._workloads.clashes.news()
+            if self._workloads.is_clash_decided_by_uid(clash.claimants)
+        ]
+        step.notes += [str(clash) for clash in found[:CLASHES_TOLD]]
+        if len(found) > CLASHES_TOLD:
+            step.notes.append(
+                f"{len(found) - CLASHES_TOLD} more addresses are claimed by several: see the dump"
+            )
 
     # lookup
 
@@ -189,12 +167,12 @@ class Mesh:
         """The workload of a uid."""
         return self._workloads.get(uid)
 
-    def sketch(self, uid: str) -> Sketch | None:
+    def balancing_facts(self, uid: str) -> BalancingFacts | None:
         """What load balancing compares of a workload, cheaper than the whole."""
-        return self._workloads.sketch(uid)
+        return self._workloads.balancing_facts(uid)
 
     def workload_at(self, address: NetworkAddress) -> Workload | None:
-        """The workload of an address: pods first, then HBONE, then the last to come.
+        """The workload of an address: pods first, then HBONE, then the smallest uid.
 
         Never one of the host network, whose address is the node's.
         """
@@ -227,7 +205,7 @@ class Mesh:
         return self._services.named(hostname, client_namespace, preferred_namespace)
 
     def services_named(self, hostname: str) -> Sequence[Service]:
-        """Every service of a hostname, in store order."""
+        """Every service of a hostname, in the order of their names (`services.best`)."""
         return self._services.all_named(hostname)
 
     def services_of(self, workload: Workload) -> tuple[Service, ...]:
@@ -235,23 +213,25 @@ class Mesh:
         found = [self._services.get(key) for key in workload.services]
         return tuple([service for service in found if service is not None])
 
+    def wildcard_labels(self) -> Sequence[int]:
+        """How many labels the hostnames `*.…` of services have behind the star, most first, each once."""
+        return self._services.wildcard_labels()
+
     def endpoints(self, key: NamespacedHostname) -> Mapping[str, Endpoint]:
         """The endpoints of a service by uid, a live view; empty for a service nobody knows."""
-        found = self._services.endpoints(key)
-        return NO_ENDPOINTS if found is None else found
+        found = self._services.known(key)
+        return NO_ENDPOINTS if found is None else Endpoints(found)
 
-    def memo(self, service: Service) -> dict[Hashable, object] | None:
-        """Scratch space for what follows from a service and its workloads, emptied when they change.
+    def endpoints_version(self, service: Service) -> int | None:
+        """A number that is another one after each change of a service or its endpoints.
 
-        None where nothing may be kept: that service is not in the mesh (any more), or a local file gives
-        it endpoints, whose workloads do not name it.
+        None where changes are not seen: that service is not in the mesh (any more), or a local file gives it
+        endpoints, whose workloads do not name it.
         """
-        backing = self._services.known_backing(service.key)
-        if backing is None or backing.given or backing.service is not service:
+        found = self._services.known(service.key)
+        if found is None or found.listed or found.service is not service:
             return None
-        if backing.memo is None:
-            backing.memo = {}
-        return backing.memo
+        return found.version
 
     def policies_for(self, workload: Workload) -> tuple[list[Authorization], list[str]]:
         """The policies of a workload: mesh-wide, its namespace's, those attached; and the attached keys
@@ -279,13 +259,21 @@ class Mesh:
         """Every service."""
         return iter(self._services)
 
-    def policies(self) -> Iterator[Authorization]:
-        """Every policy."""
-        return iter(self._policies)
+    def policy_keys(self) -> list[str]:
+        """The resource name of every policy."""
+        return list(self._policies)
 
-    def staged(self) -> Iterator[tuple[NamespacedHostname, Mapping[str, Endpoint]]]:
-        """Endpoints whose service is not known yet."""
-        return ((backing.key, Endpoints(backing)) for backing in self._services.staged())
+    def without_service(self) -> Iterator[tuple[NamespacedHostname, Mapping[str, Endpoint]]]:
+        """Endpoints whose service is not known."""
+        return self._services.unknown()
+
+    def service_clashes(self) -> list[Clash]:
+        """The VIPs that several services claim."""
+        return list(self._services.clashes)
+
+    def workload_clashes(self) -> list[Clash]:
+        """The addresses that several workloads claim."""
+        return list(self._workloads.clashes)
 
 
 @dataclass(slots=True, eq=False)
@@ -300,8 +288,8 @@ class _Step:
     notes: list[str] = field(default_factory=list)
 
 
-def _local_workload(uid: str, template: Template, node: str) -> LocalWorkload:
-    return LocalWorkload(uid, template.prototype.identity, node, template.wants_certificate)
+def _local_workload(uid: str, kind: KnownKind, node: str) -> LocalWorkload:
+    return LocalWorkload(uid, kind.prototype.identity, node, kind.wants_certificate)
 
 
 def _account(identity: SpiffeId) -> tuple[str, str]:

@@ -1,224 +1,136 @@
-"""The services of the mesh, and the endpoint sets of them and of services not known yet.
+"""The services of the mesh: by key, hostname, VIP and range.
 
-Theory of operation: every service anybody mentions has a `Backing`: its endpoints, and the service itself
-once it is known. Workloads usually come first; then the backing is *staged* and keeps endpoints of any
-health until its service says which it takes. An endpoint is a uid and a shared `Shape`; a template of
-workloads holds the backings of its services, so that adding a workload is one dictionary entry a service.
-
-Unhealthy endpoints a service does not take are dropped, as ztunnel drops them, but only at the end of the
-response: until then a later slice may bring a version of the service that takes them.
+Theory of operation: every service anybody mentions has a `ServiceEndpoints`, also before it is known.
+Services that share an address or hostname lie in one list, in the order of their names; which of them a
+client gets is a fixed rule (`best`), whatever came first.
 """
 
+from bisect import insort
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
-from types import MappingProxyType
-from typing import Final, NamedTuple, TypeVar
+from itertools import count
+from typing import Final, TypeVar
 
+from ztunnel_trio.mesh.clashes import Claim, Clashes
+from ztunnel_trio.mesh.endpoints import NOTHING_LISTED, Endpoints, ServiceEndpoints, endpoint_ports
 from ztunnel_trio.mesh.keys import AddressKey, address_key
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.service import Endpoint, Service
-from ztunnel_trio.model.workload import Health
-
-SHAPES_KEPT: Final = 4096
 
 K = TypeVar("K", bound=Hashable)
 
-
-class Shape(NamedTuple):
-    """What endpoints have in common: service ports to target ports, and health."""
-
-    ports: Mapping[int, int]
-    health: Health
-
-    @staticmethod
-    def of(ports: Mapping[int, int], health: Health) -> "Shape":
-        """One copy of equal shapes."""
-        return _shape(tuple(ports.items()), health)
-
-
-@lru_cache(SHAPES_KEPT)
-def _shape(ports: tuple[tuple[int, int], ...], health: Health) -> Shape:
-    return Shape(MappingProxyType(dict(ports)), health)
-
-
-@dataclass(slots=True, eq=False)
-class Backing:
-    """What stands behind a service. `service` None: it is not known yet, the endpoints are staged.
-
-    `templates` counts the templates of workloads that name it. `given` are the uids a local file lists as
-    endpoints by itself. `memo` is scratch space for what is computed from service and endpoints; it is
-    emptied whenever one of them changes.
-    """
-
-    key: NamespacedHostname
-    service: Service | None = None
-    takes_unhealthy: bool = True
-    endpoints: dict[str, Shape] = field(default_factory=dict)
-    templates: int = 0
-    given: frozenset[str] = frozenset()
-    memo: dict[Hashable, object] | None = None
-
-    def set_service(self, service: Service | None) -> None:
-        """Make the service known, or forget it."""
-        self.service = service
-        self.takes_unhealthy = service is None or service.allows_unhealthy
-        self.memo = None
-
-
-class Endpoints(Mapping[str, Endpoint]):
-    """The endpoints of a service by uid, as they are at each look."""
-
-    __slots__ = ("_backing",)
-
-    def __init__(self, backing: Backing) -> None:
-        self._backing = backing
-
-    def __getitem__(self, uid: str) -> Endpoint:
-        shape = self._backing.endpoints[uid]
-        return Endpoint(uid, shape.ports, shape.health)
-
-    def __contains__(self, uid: object) -> bool:
-        return uid in self._backing.endpoints
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._backing.endpoints)
-
-    def __len__(self) -> int:
-        return len(self._backing.endpoints)
-
+WILDCARD: Final = "*."
+_VERSIONS: Final = 1 << 32  # of one service's endpoints, before another service's begin
 
 Ranges = dict[tuple[int, int], dict[int, list[Service]]]
 """By IP version and prefix length, then by the network's number."""
 
 
-@dataclass(slots=True, eq=False)
 class Services:
-    """The store. Services that share an address or hostname are listed in the order they were last sent."""
+    """The store."""
 
-    _backings: dict[NamespacedHostname, Backing] = field(default_factory=dict)
-    _by_host: dict[str, list[Service]] = field(default_factory=dict)
-    _by_vip: dict[str, dict[AddressKey, list[Service]]] = field(default_factory=dict)
-    _by_cidr: dict[str, Ranges] = field(default_factory=dict)
-    _passed_over: dict[NamespacedHostname, dict[str, Shape]] = field(default_factory=dict)
+    __slots__ = ("_by_cidr", "_by_host", "_by_key", "_by_vip", "_versions", "_wildcards", "clashes")
+
+    def __init__(self) -> None:
+        self.clashes = Clashes(self._claimants)
+        self._by_key: dict[NamespacedHostname, ServiceEndpoints] = {}
+        self._by_host: dict[str, list[Service]] = {}
+        self._by_vip: dict[str, dict[AddressKey, list[Service]]] = {}
+        self._by_cidr: dict[str, Ranges] = {}
+        self._wildcards: dict[int, int] = {}  # how many wildcard hostnames have how many labels
+        self._versions = count(0, _VERSIONS)
 
     # change
 
-    def backing(self, key: NamespacedHostname) -> Backing:
-        """The backing of a service, made if nobody mentioned it before."""
-        backing = self._backings.get(key)
-        if backing is None:
-            backing = self._backings[key] = Backing(key)
-        return backing
+    def mentioned(self, key: NamespacedHostname) -> ServiceEndpoints:
+        """The endpoints of a service, made if nobody mentioned it before."""
+        found = self._by_key.get(key)
+        if found is None:
+            found = self._by_key[key] = ServiceEndpoints(key, next(self._versions))
+        return found
 
-    def forsake(self, backing: Backing) -> None:
-        """Forget a backing that nobody mentions any more."""
-        if backing.service is None and not backing.endpoints and not backing.templates:
-            self._backings.pop(backing.key, None)
+    def forget_unmentioned(self, one: ServiceEndpoints) -> None:
+        """Forget a service that nobody mentions any more."""
+        if one.is_unmentioned:
+            self._by_key.pop(one.key, None)
 
-    def put(self, service: Service, given: Mapping[str, Endpoint]) -> None:
-        """Make a service known or replace it; its endpoints stay, if it takes their health."""
-        backing = self.backing(service.key)
-        if backing.service is not None:
-            self._unindex(backing.service)
-        if given or backing.given:
-            self._put_given(backing, given)
-        backing.set_service(service)
-        passed_over = self._passed_over.pop(backing.key, None) if self._passed_over else None
-        if not backing.takes_unhealthy:
-            for uid in [uid for uid, one in backing.endpoints.items() if one.health is not Health.HEALTHY]:
-                del backing.endpoints[uid]
-        elif passed_over is not None:
-            backing.endpoints.update(passed_over)
+    def put(self, service: Service, listed: Mapping[str, Endpoint]) -> None:
+        """Make a service known or replace it; `listed` are endpoints a local file gives it."""
+        one = self.mentioned(service.key)
+        if one.service is not None:
+            self._unindex(one.service)
+        one.set_service(
+            service,
+            {uid: endpoint_ports(each.ports, each.health) for uid, each in listed.items()}
+            if listed
+            else NOTHING_LISTED,
+        )
         self._index(service)
 
-    def _put_given(self, backing: Backing, given: Mapping[str, Endpoint]) -> None:
-        """Replace what a local file lists as endpoints; what workloads say of themselves goes before it."""
-        left = {uid: shape for uid, shape in backing.endpoints.items() if uid not in backing.given}
-        backing.endpoints = {uid: Shape.of(one.ports, one.health) for uid, one in given.items()}
-        backing.endpoints.update(left)
-        backing.given = frozenset(given)
-
     def remove(self, key: NamespacedHostname) -> bool:
-        """Forget a service and its endpoints; False if it was not known."""
-        backing = self._backings.get(key)
-        if backing is None:
+        """Forget a service, but not who names it; False if it was not known."""
+        one = self._by_key.get(key)
+        if one is None or one.service is None:
             return False
-        service = backing.service
-        if service is not None:
-            self._unindex(service)
-        backing.set_service(None)
-        backing.endpoints = {}
-        backing.given = frozenset()
-        self.forsake(backing)
-        return service is not None
-
-    def pass_over(self, backing: Backing, uid: str, shape: Shape) -> None:
-        """Remember an endpoint the service does not take, until the response ends."""
-        self._passed_over.setdefault(backing.key, {})[uid] = shape
-
-    def withdraw(self, backing: Backing, uid: str) -> None:
-        """A workload is gone or about to be put again: forget its endpoint."""
-        backing.endpoints.pop(uid, None)
-        backing.memo = None
-        if self._passed_over and (uids := self._passed_over.get(backing.key)) is not None:
-            uids.pop(uid, None)
-
-    def end_response(self) -> None:
-        """No slice of the response is left: drop what services did not take."""
-        self._passed_over.clear()
+        self._unindex(one.service)
+        one.set_service(None, NOTHING_LISTED)
+        self.forget_unmentioned(one)
+        return True
 
     def _index(self, service: Service) -> None:
-        self._by_host.setdefault(service.hostname, []).append(service)
-        for vip in service.vips:
-            there = self._by_vip.setdefault(vip.network, {}).setdefault(address_key(vip.ip), [])
-            if not there or there[-1] is not service:  # not twice where it names an address twice
-                there.append(service)
-        for vip_range in service.cidr_vips:
-            cidr = vip_range.cidr
-            ranges = self._by_cidr.setdefault(vip_range.network, {}).setdefault(_length(cidr), {})
-            there = ranges.setdefault(int(cidr.network_address), [])
-            if not there or there[-1] is not service:  # not twice where it names an address twice
-                there.append(service)
+        there = self._by_host.setdefault(service.hostname, [])
+        insort(there, service, key=service_name)
+        if len(there) == 1 and service.hostname.startswith(WILDCARD):
+            labels = service.hostname.count(".")
+            self._wildcards[labels] = self._wildcards.get(labels, 0) + 1
+        for vip in dict.fromkeys(service.vips):
+            number = address_key(vip.ip)
+            claims = self._by_vip.setdefault(vip.network, {}).setdefault(number, [])
+            insort(claims, service, key=service_name)
+            if len(claims) > 1:
+                self.clashes.touch((vip.network, number))
+        for vip_range in dict.fromkeys(service.cidr_vips):
+            length, number = _length(vip_range.cidr), int(vip_range.cidr.network_address)
+            ranges = self._by_cidr.setdefault(vip_range.network, {}).setdefault(length, {})
+            claims = ranges.setdefault(number, [])
+            insort(claims, service, key=service_name)
+            if len(claims) > 1:
+                self.clashes.touch((vip_range.network, (*length, number)))
 
     def _unindex(self, service: Service) -> None:
-        _take(self._by_host, service.hostname, service)
-        for vip in service.vips:
-            keys = self._by_vip.get(vip.network)
-            if keys is not None:
-                _take(keys, address_key(vip.ip), service)
-                if not keys:
-                    del self._by_vip[vip.network]
-        for vip_range in service.cidr_vips:
-            lengths = self._by_cidr.get(vip_range.network)
-            if lengths is None:
-                continue
-            length = _length(vip_range.cidr)
-            ranges = lengths.get(length)
-            if ranges is not None:
-                _take(ranges, int(vip_range.cidr.network_address), service)
-                if not ranges:
-                    del lengths[length]
-            if not lengths:
-                del self._by_cidr[vip_range.network]
+        if not _take(self._by_host, service.hostname, service) and service.hostname.startswith(WILDCARD):
+            labels = service.hostname.count(".")
+            self._wildcards[labels] -= 1
+            if not self._wildcards[labels]:
+                del self._wildcards[labels]
+        for vip in dict.fromkeys(service.vips):
+            keys, number = self._by_vip[vip.network], address_key(vip.ip)
+            if _take(keys, number, service):
+                self.clashes.touch((vip.network, number))
+            elif not keys:
+                del self._by_vip[vip.network]
+        for vip_range in dict.fromkeys(service.cidr_vips):
+            length, number = _length(vip_range.cidr), int(vip_range.cidr.network_address)
+            lengths = self._by_cidr[vip_range.network]
+            ranges = lengths[length]
+            if _take(ranges, number, service):
+                self.clashes.touch((vip_range.network, (*length, number)))
+            elif not ranges:
+                del lengths[length]
+                if not lengths:
+                    del self._by_cidr[vip_range.network]
 
     # lookup
 
     def get(self, key: NamespacedHostname) -> Service | None:
         """The service of that very key."""
-        backing = self._backings.get(key)
-        return None if backing is None else backing.service
+        one = self._by_key.get(key)
+        return None if one is None else one.service
 
-    def endpoints(self, key: NamespacedHostname) -> Endpoints | None:
-        """The endpoints of a known service."""
-        backing = self._backings.get(key)
-        return None if backing is None or backing.service is None else Endpoints(backing)
-
-    def known_backing(self, key: NamespacedHostname) -> Backing | None:
-        """The backing of a known service."""
-        backing = self._backings.get(key)
-        return None if backing is None or backing.service is None else backing
+    def known(self, key: NamespacedHostname) -> ServiceEndpoints | None:
+        """The endpoints of a known service, as they are kept."""
+        one = self._by_key.get(key)
+        return None if one is None or one.service is None else one
 
     def at(self, address: NetworkAddress, client_namespace: str | None) -> Service | None:
         """The best service of an address: one with that very VIP, else one with a range around it."""
@@ -230,18 +142,18 @@ class Services:
         return found
 
     def _around(self, address: NetworkAddress, client_namespace: str | None) -> Service | None:
-        """The best range: of the client's namespace, then the narrowest, then canonical, then the oldest."""
+        """The best range: of the client's namespace, then the narrowest, then as `best` has it."""
         winner: Service | None = None
         score = (False, -1, False)
         number, bits = int(address.ip), address.ip.max_prefixlen
         for (version, length), ranges in self._by_cidr[address.network].items():
             if version != address.ip.version:
                 continue
-            for service in ranges.get(number >> (bits - length) << (bits - length), ()):
-                if service.is_visible_to(client_namespace):
-                    own = client_namespace is not None and service.namespace == client_namespace
-                    if (own, length, service.canonical) > score:
-                        winner, score = service, (own, length, service.canonical)
+            found = best(ranges.get(number >> (bits - length) << (bits - length), ()), client_namespace)
+            if found is not None:
+                own = client_namespace is not None and found.namespace == client_namespace
+                if (own, length, found.canonical) > score:
+                    winner, score = found, (own, length, found.canonical)
         return winner
 
     def named(
@@ -251,51 +163,73 @@ class Services:
         return best(self._by_host.get(hostname, ()), client_namespace, preferred_namespace)
 
     def all_named(self, hostname: str) -> tuple[Service, ...]:
-        """Every service of a hostname, in store order."""
+        """Every service of a hostname, by name."""
         return tuple(self._by_host.get(hostname, ()))
+
+    def wildcard_labels(self) -> tuple[int, ...]:
+        """How many labels the known wildcard hostnames have behind their `*`, most first."""
+        return tuple(sorted(self._wildcards, reverse=True))
 
     def __iter__(self) -> Iterator[Service]:
         for services in self._by_host.values():
             yield from services
 
-    def staged(self) -> Iterator[Backing]:
-        """The backings whose service is not known yet."""
-        return (each for each in self._backings.values() if each.service is None and each.endpoints)
+    def unknown(self) -> Iterator[tuple[NamespacedHostname, Endpoints]]:
+        """The services that workloads name and nobody has described, with who names them."""
+        return (
+            (one.key, Endpoints(one)) for one in self._by_key.values() if one.service is None and one.named_by
+        )
+
+    def _claimants(self, claim: Claim) -> tuple[str, ...]:
+        """Who claims an address, by name; who gets it first."""
+        network, key = claim
+        if isinstance(key, tuple):
+            version, length, number = key
+            services = self._by_cidr.get(network, {}).get((version, length), {}).get(number, [])
+        else:
+            services = self._by_vip.get(network, {}).get(key, [])
+        first = best(services, None)
+        names = [service_name(each) for each in services if each is not first]
+        return tuple(names) if first is None else (service_name(first), *names)
 
 
 def best(
     candidates: Iterable[Service], client_namespace: str | None, preferred_namespace: str | None = None
 ) -> Service | None:
-    """Choose among services that share a key (ztunnel src/state/service.rs).
+    """Choose among services that share an address or hostname, given in the order of their names.
 
-    Not those the client may not see; of each namespace the one sent last. Of these the one in the client's
-    namespace, else the last canonical one, else the last in the preferred namespace, else the first.
+    Not those the client may not see. Of the others one of the client's namespace, else a canonical one, else
+    one of the preferred namespace; of several the one whose `namespace/hostname` is smallest (decision 0011).
     """
-    visible = {each.namespace: each for each in candidates if each.is_visible_to(client_namespace)}
-    if client_namespace is not None and client_namespace in visible:
-        return visible[client_namespace]
-    first: Service | None = None
-    canonical: Service | None = None
-    for each in visible.values():
-        first = first or each
-        if each.canonical:
-            canonical = each
-    if canonical is not None:
-        return canonical
-    if preferred_namespace is not None and preferred_namespace in visible:
-        return visible[preferred_namespace]
-    return first
+    found: Service | None = None
+    score = (False, False, False)
+    for each in candidates:
+        if each.is_visible_to(client_namespace):
+            namespace = each.namespace
+            own = (
+                client_namespace is not None and namespace == client_namespace,
+                each.canonical,
+                preferred_namespace is not None and namespace == preferred_namespace,
+            )
+            if found is None or own > score:
+                found, score = each, own
+    return found
+
+
+def service_name(service: Service) -> str:
+    """`namespace/hostname`: what services are ordered by."""
+    return f"{service.namespace}/{service.hostname}"
 
 
 def _length(cidr: IPv4Network | IPv6Network) -> tuple[int, int]:
     return cidr.version, cidr.prefixlen
 
 
-def _take(index: dict[K, list[Service]], key: K, service: Service) -> None:
-    """Take a service out of a list of an index, and the list when it is empty."""
-    there = index.get(key)
-    if there is None:
-        return
+def _take(index: dict[K, list[Service]], key: K, service: Service) -> bool:
+    """Take a service out of a list of an index, and the list when it is empty; whether anybody is left."""
+    there = index[key]
     there[:] = [each for each in there if each is not service]
-    if not there:
-        del index[key]
+    if there:
+        return True
+    del index[key]
+    return False

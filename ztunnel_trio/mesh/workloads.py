@@ -1,145 +1,71 @@
 """The workloads of the mesh: by uid, address, hostname, and on this node by account.
 
 Theory of operation: a workload nobody asked about is a *record*, a few bytes under its uid: the numbers of
-its template and its place, its addresses and its name. A *template* is what all workloads of a deployment
-share, its services among it; a *place* is a node and a locality. Both are numbered and counted, and go with
-their last workload. The garbage collector therefore sees one object a deployment, not one a workload. A
-`Workload` is made of its record on first use and kept in a cache of bounded size.
+its kind and its node's locality, its addresses and its name. Its *kind* is what all workloads of a deployment
+share, its services among it. Both are numbered and counted, and go with their last workload. The garbage
+collector therefore sees one object a deployment, not one a workload. A `Workload` is made of its record on
+first use and kept in a cache of bounded size.
+
+Where several workloads share an address or a hostname, a fixed rule says which one is found, whatever came
+first: pods, then HBONE, then the smallest uid (decision 0011).
 """
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
-from struct import Struct
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-from ztunnel_trio.mesh.entries import NodeLocality, WorkloadEntry, WorkloadKind, build_workload
+from ztunnel_trio.mesh.clashes import Claim, Clashes
+from ztunnel_trio.mesh.endpoints import ServiceEndpoints
+from ztunnel_trio.mesh.entries import NodeLocality, WorkloadEntry, build_workload
 from ztunnel_trio.mesh.keys import AddressKey, address_key, packed_key
-from ztunnel_trio.mesh.services import Backing, Shape
-from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
-from ztunnel_trio.model.workload import (
-    Health,
-    InboundProtocol,
-    NetworkMode,
-    Workload,
-    WorkloadInfo,
+from ztunnel_trio.mesh.kinds import BalancingFacts, KnownKind
+from ztunnel_trio.mesh.numbered import Numbered
+from ztunnel_trio.mesh.records import (
+    HEAD,
+    block_of,
+    join_addresses,
+    name_of,
+    name_tail,
+    pack_head,
+    split_addresses,
+    unpack_head,
 )
+from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
+from ztunnel_trio.model.workload import Workload, WorkloadInfo
 
 WORKLOADS_BUILT: Final = 8192  # values kept at most; about 1.5 KiB each
 
 K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
 
 Account = tuple[str, str]
 """Namespace and service account."""
 
 
-class Numbered(Generic[K, V]):
-    """Values under small numbers, equal keys under the same one, each until its last holder lets go.
-
-    `number` gives the number of a key, if it has one. Who keeps a number counts itself in `holders`.
-    """
-
-    __slots__ = ("_free", "_keys", "_numbers", "holders", "number", "values")
-
-    def __init__(self) -> None:
-        self.values: list[V | None] = []
-        self.holders: list[int] = []
-        self._keys: list[K | None] = []
-        self._numbers: dict[K, int] = {}
-        self._free: list[int] = []
-        self.number: Final = self._numbers.get
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, number: int) -> V:
-        value = self.values[number]
-        assert value is not None, "a number is used by its holders only"
-        return value
-
-    def add(self, key: K, value: V) -> int:
-        """A number for a new key; nobody holds it yet."""
-        if self._free:
-            number = self._free.pop()
-            self.values[number], self._keys[number] = value, key
-        else:
-            number = len(self.values)
-            self.values.append(value)
-            self._keys.append(key)
-            self.holders.append(0)
-        self._numbers[key] = number
-        return number
-
-    def release(self, number: int) -> V | None:
-        """One holder fewer; the value, if that was the last."""
-        self.holders[number] -= 1
-        if self.holders[number]:
-            return None
-        key, value = self._keys[number], self.values[number]
-        assert key is not None
-        del self._numbers[key]
-        self._keys[number] = self.values[number] = None
-        self._free.append(number)
-        return value
-
-
-class Template:
-    """What workloads share, with what is asked of it often."""
-
-    __slots__ = (
-        "account",
-        "backings",
-        "healthy",
-        "hostname",
-        "indexed",
-        "network",
-        "prototype",
-        "rank",
-        "wants_certificate",
-    )
-
-    def __init__(self, shared: WorkloadKind, backing: Callable[[NamespacedHostname], Backing]) -> None:
-        prototype = shared.prototype
-        hbone = prototype.protocol is InboundProtocol.HBONE
-        self.prototype = prototype
-        self.network, self.hostname = prototype.network, prototype.hostname
-        self.account = (prototype.namespace, prototype.service_account)
-        self.indexed = prototype.network_mode is not NetworkMode.HOST_NETWORK
-        self.healthy = prototype.health is Health.HEALTHY
-        self.rank = 1 if hbone else 0
-        self.wants_certificate = hbone or prototype.native_tunnel
-        self.backings = tuple(
-            [(backing(key), Shape.of(ports, prototype.health)) for key, ports in prototype.services.items()]
-        )
-
-
-class Sketch(NamedTuple):
-    """What load balancing asks of a workload, without making the whole value."""
-
-    prototype: Workload  # uid, name, addresses, node and locality are not its
-    place: NodeLocality
-    has_addresses: bool
-
-
-_HEAD: Final = Struct("<III")  # template, place, length of the addresses
-_pack_head: Final = _HEAD.pack
 _POD: Final = "//Pod/"  # istiod: every pod's uid has it, nothing else does
 
 
-@dataclass(slots=True, eq=False)
 class Workloads:
-    """The store. `backing` gives the endpoint set of a service, also of one not known yet."""
+    """The store. `endpoints` gives those of a service, also of one not known yet; `forget` is told of those
+    that may be mentioned by nobody any more."""
 
-    local_node: str | None
-    backing: Callable[[NamespacedHostname], Backing]
-    built_at_most: int = WORKLOADS_BUILT
-    _records: dict[str, bytes] = field(default_factory=dict)
-    _templates: Numbered[bytes | Workload, Template] = field(default_factory=Numbered)
-    _places: Numbered[tuple[str, str, str, str], NodeLocality] = field(default_factory=Numbered)
-    _by_address: dict[str, dict[AddressKey, str | tuple[str, ...]]] = field(default_factory=dict)
-    _by_hostname: dict[str, dict[str, None]] = field(default_factory=dict)
-    _local: dict[Account, dict[str, None]] = field(default_factory=dict)
-    _built: dict[str, Workload] = field(default_factory=dict)
+    def __init__(
+        self,
+        local_node: str | None,
+        endpoints: Callable[[NamespacedHostname], ServiceEndpoints],
+        forget: Callable[[ServiceEndpoints], None],
+        built_at_most: int = WORKLOADS_BUILT,
+    ) -> None:
+        self.local_node = local_node
+        self.built_at_most = built_at_most
+        self.clashes = Clashes(self._claimants)
+        self._endpoints = endpoints
+        self._forget = forget
+        self._records: dict[str, bytes] = {}
+        self._kinds: Numbered[bytes | Workload, KnownKind] = Numbered()
+        self._localities: Numbered[tuple[str, str, str, str], NodeLocality] = Numbered()
+        self._by_address: dict[str, dict[AddressKey, str | tuple[str, ...]]] = {}
+        self._by_hostname: dict[str, dict[str, None]] = {}
+        self._local: dict[Account, dict[str, None]] = {}
+        self._built: dict[str, Workload] = {}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -152,93 +78,101 @@ class Workloads:
 
     # change
 
-    def put(self, entry: WorkloadEntry) -> "tuple[Template, Removed | None]":
-        """Index a workload in place of the one of its uid, if there was one; its template, and what that was.
+    def put(self, entry: WorkloadEntry) -> "tuple[KnownKind, Replaced | None]":
+        """Take a workload in place of the one of its uid, if there was one; its kind, and what that was.
 
         One that has not changed is left as it is.
         """
-        uid, name, addresses, place, shared = entry
-        templates, places = self._templates, self._places
-        number = templates.number(shared.key)
+        uid, name, addresses, where, kind = entry
+        kinds, localities = self._kinds, self._localities
+        number = kinds.number(kind.key)
         if number is None:
-            number = templates.add(shared.key, self._new_template(shared))
-        template = templates[number]
-        place_number = places.number(place.key)
-        if place_number is None:
-            place_number = places.add(place.key, place)
-        block = addresses[0] if len(addresses) == 1 else _join(addresses)
-        record = _pack_head(number, place_number, len(block)) + block + _tail(uid, name)
+            number = kinds.add(kind.key, KnownKind(kind, self._endpoints))
+        known = kinds[number]
+        at_node = localities.number(where.key)
+        if at_node is None:
+            at_node = localities.add(where.key, where)
+        block = addresses[0] if len(addresses) == 1 else join_addresses(addresses)
+        record = pack_head(number, at_node, len(block)) + block + name_tail(uid, name)
         there = self._records.get(uid)
-        stays = there is not None and self._stays(there, template, block)
-        if stays and there == record:
-            return template, Removed(template, place, self._is_local(place), is_same=True)
-        templates.holders[number] += 1
-        places.holders[place_number] += 1
-        removed = None if there is None else self._take_out(uid, there, with_addresses=not stays)
+        if there == record:
+            return known, Replaced(known, where, self._is_local(where), is_same=True)
+        kinds.holders[number] += 1
+        localities.holders[at_node] += 1
+        stays = there is not None and self._stays(there, known, block)
+        replaced = None if there is None else self._take_out(uid, there, with_addresses=not stays)
         self._records[uid] = record
-        if template.indexed and addresses:
-            network = self._by_address.get(template.network)
-            if network is None:
-                network = self._by_address[template.network] = {}
-            for packed in addresses:
-                key = int.from_bytes(packed, "big") if len(packed) == 4 else packed  # packed_key, in place
-                found = network.setdefault(key, uid)
-                if found is not uid:
-                    network[key] = _with(found, uid)
-        if template.hostname:
-            self._by_hostname.setdefault(template.hostname, {})[uid] = None
-        if self.local_node is None or self.local_node == place.node:
-            self._local.setdefault(template.account, {})[uid] = None
-        return template, removed
+        known.add_endpoint(uid)
+        if known.indexed and addresses and not stays:
+            self._index(known.network, uid, addresses)
+        if known.hostname:
+            self._by_hostname.setdefault(known.hostname, {})[uid] = None
+        if self.local_node is None or self.local_node == where.node:
+            self._local.setdefault(known.account, {})[uid] = None
+        if replaced is not None:
+            self._forget_unmentioned(replaced)
+        return known, replaced
 
-    def remove(self, uid: str) -> "Removed | None":
+    def remove(self, uid: str) -> "Replaced | None":
         """Take a workload out of every index; None if there is none of that uid."""
         record = self._records.pop(uid, None)
-        return None if record is None else self._take_out(uid, record)
+        if record is None:
+            return None
+        removed = self._take_out(uid, record)
+        self._forget_unmentioned(removed)
+        return removed
 
-    def _stays(self, record: bytes, template: Template, block: bytes) -> bool:
-        """Whether a workload keeps its place in the index of addresses: they are the same and its alone.
+    def _index(self, network: str, uid: str, addresses: tuple[bytes, ...]) -> None:
+        keys = self._by_address.get(network)
+        if keys is None:
+            keys = self._by_address[network] = {}
+        for packed in addresses:
+            key = int.from_bytes(packed, "big") if len(packed) == 4 else packed  # packed_key, in place
+            found = keys.setdefault(key, uid)
+            if found is not uid:
+                keys[key] = _with(found, uid)
+                self.clashes.touch((network, key))
 
-        One that shares an address is inserted anew: the last to come counts.
-        """
-        number, _, length = _HEAD.unpack_from(record)
-        before = self._templates[number]
-        if not length or not before.indexed or not template.indexed:
-            return False
-        if before.prototype.network != template.prototype.network:
-            return False
-        if record[_HEAD.size : _HEAD.size + length] != block:
-            return False
-        keys = self._by_address[template.prototype.network]
-        return not any(isinstance(keys.get(packed_key(packed)), tuple) for packed in _split(block))
+    def _stays(self, record: bytes, kind: KnownKind, block: bytes) -> bool:
+        """Whether a workload keeps its place in the index of addresses."""
+        number, _, length = unpack_head(record)
+        before = self._kinds[number]
+        return (
+            length > 0
+            and before.indexed
+            and kind.indexed
+            and before.network == kind.network
+            and block_of(record, length) == block
+        )
 
-    def _take_out(self, uid: str, record: bytes, *, with_addresses: bool = True) -> "Removed":
+    def _take_out(self, uid: str, record: bytes, *, with_addresses: bool = True) -> "Replaced":
         """Take what a record says out of every index."""
         self._built.pop(uid, None)
-        number, place_number, length = _HEAD.unpack_from(record)
-        template, place = self._templates[number], self._places[place_number]
-        prototype = template.prototype
-        if with_addresses and template.indexed and length:
-            self._remove_addresses(prototype.network, uid, _split(record[_HEAD.size : _HEAD.size + length]))
-        if prototype.hostname:
-            _discard(self._by_hostname, prototype.hostname, uid)
-        is_local = self._is_local(place)
+        number, at_node, length = unpack_head(record)
+        kind, where = self._kinds[number], self._localities[at_node]
+        kind.withdraw_endpoint(uid)
+        if with_addresses and kind.indexed and length:
+            self._remove_addresses(kind.network, uid, split_addresses(block_of(record, length)))
+        if kind.hostname:
+            _discard(self._by_hostname, kind.hostname, uid)
+        is_local = self._is_local(where)
         if is_local:
-            _discard(self._local, template.account, uid)
-        self._places.release(place_number)
-        if self._templates.release(number) is not None:
-            for backing, _ in template.backings:
-                backing.templates -= 1
-        return Removed(template, place, is_local)
+            _discard(self._local, kind.account, uid)
+        self._localities.release(at_node)
+        is_last = self._kinds.release(number) is not None
+        if is_last:
+            for one, _ in kind.endpoints:
+                one.kinds -= 1
+        return Replaced(kind, where, is_local, is_last_of_kind=is_last)
 
-    def _is_local(self, place: NodeLocality) -> bool:
-        return self.local_node is None or self.local_node == place.node
+    def _forget_unmentioned(self, replaced: "Replaced") -> None:
+        """Forget the services only a workload that is gone has named."""
+        if replaced.is_last_of_kind:
+            for one, _ in replaced.kind.endpoints:
+                self._forget(one)
 
-    def _new_template(self, shared: WorkloadKind) -> Template:
-        template = Template(shared, self.backing)
-        for backing, _ in template.backings:
-            backing.templates += 1
-        return template
+    def _is_local(self, where: NodeLocality) -> bool:
+        return self.local_node is None or self.local_node == where.node
 
     def _remove_addresses(self, network: str, uid: str, addresses: tuple[bytes, ...]) -> None:
         keys = self._by_address[network]
@@ -250,6 +184,7 @@ class Workloads:
             elif isinstance(there, tuple):
                 left = tuple([other for other in there if other != uid])
                 keys[key] = left if len(left) > 1 else left[0]
+                self.clashes.touch((network, key))
         if not keys:
             del self._by_address[network]
 
@@ -272,68 +207,89 @@ class Workloads:
         record = self._records.get(uid)
         if record is None:
             return None
-        number, place_number, length = _HEAD.unpack_from(record)
-        place = self._places[place_number]
-        end = _HEAD.size + length
+        number, at_node, length = unpack_head(record)
+        where = self._localities[at_node]
+        end = HEAD.size + length
         return build_workload(
-            self._templates[number].prototype,
+            self._kinds[number].prototype,
             uid,
-            _name(uid, record[end:]),
-            _split(record[_HEAD.size : end]),
-            place,
+            name_of(uid, record[end:]),
+            split_addresses(block_of(record, length)),
+            where,
         )
 
-    def sketch(self, uid: str) -> Sketch | None:
+    def balancing_facts(self, uid: str) -> BalancingFacts | None:
         """The few facts load balancing compares, from the record."""
         record = self._records.get(uid)
         if record is None:
             return None
-        number, place_number, length = _HEAD.unpack_from(record)
-        return Sketch(self._templates[number].prototype, self._places[place_number], length > 0)
+        number, at_node, length = unpack_head(record)
+        return BalancingFacts(self._kinds[number].prototype, self._localities[at_node], length > 0)
 
     def at(self, address: NetworkAddress) -> Workload | None:
-        """The best workload of an address: pods first, then HBONE, then the last inserted."""
+        """The best workload of an address: pods first, then HBONE, then the smallest uid."""
         keys = self._by_address.get(address.network)
         found = None if keys is None else keys.get(address_key(address.ip))
         if found is None:
             return None
         if isinstance(found, tuple):
-            found = max(reversed(found), key=self._rank)
+            found = min(found, key=self._precedence)
         return self.get(found)
 
-    def _rank(self, uid: str) -> int:
-        number, _, _ = _HEAD.unpack_from(self._records[uid])
-        return (2 if _POD in uid else 0) + self._templates[number].rank
+    def _precedence(self, uid: str) -> tuple[int, str]:
+        """The least of several is found: pods before others, HBONE before plain, then by uid."""
+        number, _, _ = unpack_head(self._records[uid])
+        return -(2 if _POD in uid else 0) - self._kinds[number].rank, uid
+
+    def is_clash_decided_by_uid(self, uids: tuple[str, ...]) -> bool:
+        """Whether the first two of several are equal but for their uid."""
+        first, second = [self._precedence(uid)[0] for uid in uids[:2]]
+        return first == second
+
+    def _claimants(self, claim: Claim) -> tuple[str, ...]:
+        """The workloads of an address, who gets it first."""
+        network, key = claim
+        found = None if isinstance(key, tuple) else self._by_address.get(network, {}).get(key)
+        if found is None or isinstance(found, str):
+            return () if found is None else (found,)
+        return tuple(sorted(found, key=self._precedence))
 
     def by_hostname(self, name: NamespacedHostname) -> Workload | None:
-        """The first workload of that hostname and namespace."""
-        for uid in self._by_hostname.get(name.hostname, ()):
-            workload = self.get(uid)
-            if workload is not None and workload.namespace == name.namespace:
-                return workload
-        return None
+        """The best workload of that hostname and namespace."""
+        found = [
+            uid for uid in self._by_hostname.get(name.hostname, ()) if self._namespace(uid) == name.namespace
+        ]
+        return self.get(min(found, key=self._precedence)) if found else None
+
+    def _namespace(self, uid: str) -> str:
+        number, _, _ = unpack_head(self._records[uid])
+        return self._kinds[number].prototype.namespace
 
     def local(self, info: WorkloadInfo) -> Workload | None:
         """The workload on this node that the agent means."""
+        found: list[str] = []
         for uid in self._local.get((info.namespace, info.service_account), ()):
             record = self._records[uid]
-            _, _, length = _HEAD.unpack_from(record)
-            if _name(uid, record[_HEAD.size + length :]) == info.name:
-                return self.get(uid)
-        return None
+            _, _, length = unpack_head(record)
+            if name_of(uid, record[HEAD.size + length :]) == info.name:
+                found.append(uid)
+        if not found:
+            return None
+        return self.get(found[0] if len(found) == 1 else min(found, key=self._precedence))
 
     def has_local_account(self, account: Account) -> bool:
         """Whether any workload on this node runs under that account."""
         return account in self._local
 
 
-class Removed(NamedTuple):
+class Replaced(NamedTuple):
     """What a workload was that is gone, or came again (`is_same`: as it was)."""
 
-    template: Template
-    place: NodeLocality
+    kind: KnownKind
+    node_locality: NodeLocality
     is_local: bool
     is_same: bool = False
+    is_last_of_kind: bool = False
 
 
 def _with(there: str | tuple[str, ...], uid: str) -> str | tuple[str, ...]:
@@ -348,32 +304,3 @@ def _discard(index: dict[K, dict[str, None]], key: K, uid: str) -> None:
     uids.pop(uid, None)
     if not uids:
         del index[key]
-
-
-def _tail(uid: str, name: str) -> bytes:
-    """The name of a workload as it ends its record: nothing where the uid ends with it, as a pod's does."""
-    return b"" if uid.endswith("/" + name) and "/" not in name else b"=" + name.encode()
-
-
-def _name(uid: str, tail: bytes) -> str:
-    return tail[1:].decode() if tail else uid.rpartition("/")[2]
-
-
-def _join(addresses: tuple[bytes, ...]) -> bytes:
-    """Addresses as one block: a lone one as it is, several each after its length."""
-    if len(addresses) == 1:
-        return addresses[0]
-    return b"".join([bytes((len(packed),)) + packed for packed in addresses])
-
-
-def _split(block: bytes) -> tuple[bytes, ...]:
-    """The addresses of a block. A block of several is longer than 4 bytes and never 16 long:
-    its addresses take 5 or 17 bytes each, and no sum of those is 16."""
-    if len(block) in (4, 16):
-        return (block,)
-    found, start = [], 0
-    while start < len(block):
-        end = start + 1 + block[start]
-        found.append(block[start + 1 : end])
-        start = end
-    return tuple(found)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ztunnel_trio.decide.balance import Draws
 from ztunnel_trio.decide.known import HostAnswer
 from ztunnel_trio.decide.route import ILLEGAL_PORTS
 from ztunnel_trio.facts.network import HBONE_PORT
@@ -92,6 +93,7 @@ class Node:
     resolve: Callable[[str], Awaitable[HostAnswer]]
     demand: Callable[[str], Awaitable[None]]
     rng: random.Random
+    draws: Draws = field(default_factory=Draws)
 
     def new_trace(self) -> TraceParent:
         """The trace of a connection that brought none."""

@@ -291,6 +291,7 @@ class Outbound:
                 on_demand=node.settings.on_demand,
                 illegal_ports=node.settings.illegal_ports,
                 exclude=exclude,
+                draws=node.draws,
             ):
                 case Route() as found:
                     for note in found.notes:

@@ -24,13 +24,15 @@ from ztunnel_trio.admin.dump import (
 )
 from ztunnel_trio.certs.entries import CertificateState
 from ztunnel_trio.mesh.document import Json, read_local
-from ztunnel_trio.mesh.entries import PolicyEntry, workload_entry
+from ztunnel_trio.mesh.entries import PolicyEntry, ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
-from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate, load_certificate
 from ztunnel_trio.model.certificate_key import CertificateKey, Pod
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.policy import Action, Authorization, PolicyScope
+from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import OutboundProtocol, WorkloadInfo
 from ztunnel_trio.proxy.registry import InboundKey, OutboundEntry
 from ztunnel_trio.proxy.workload_proxies import Placement, PlacementState
@@ -111,7 +113,40 @@ async def test_many_keys_are_sorted_in_runs() -> None:
 async def test_an_empty_mesh_has_every_part() -> None:
     text = await ConfigDump(mesh_parts(Mesh())).text()
 
-    assert json.loads(text) == {"policies": [], "services": [], "stagedServices": {}, "workloads": []}
+    assert json.loads(text) == {
+        "addressClashes": {"services": {}, "workloads": {}},
+        "policies": [],
+        "services": [],
+        "stagedServices": {},
+        "workloads": [],
+    }
+
+
+@trio_test
+async def test_a_policy_is_dumped_under_whatever_name_it_has() -> None:
+    mesh = Mesh()
+    body = Authorization(name="one", namespace="ns", scope=PolicyScope.GLOBAL, action=Action.ALLOW)
+    mesh.apply(Batch(policies=[PolicyEntry("no-slash", body)]))
+
+    dumped = json.loads(await ConfigDump(mesh_parts(mesh)).text())
+
+    assert [each["name"] for each in dumped["policies"]] == ["one"]
+
+
+@trio_test
+async def test_addresses_claimed_by_several_are_in_sight() -> None:
+    mesh = Mesh()
+    vip = NetworkAddress("", ip_address("10.0.0.1"))
+    for namespace in ("b", "a"):
+        service = Service(namespace=namespace, hostname="x.example", vips=(vip,))
+        mesh.apply(Batch(addresses=[ServiceEntry(service)]))
+
+    dumped = json.loads(await ConfigDump(mesh_parts(mesh)).text())
+
+    assert dumped["addressClashes"] == {
+        "services": {"/10.0.0.1": ["a/x.example", "b/x.example"]},
+        "workloads": {},
+    }
 
 
 LOCAL = """

@@ -9,7 +9,8 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.decide.world import mesh_of
-from ztunnel_trio.decide.balance import Chosen, choose, find_upstream, pick_address, target_port
+from ztunnel_trio.decide import balance
+from ztunnel_trio.decide.balance import Chosen, Draws, choose, find_upstream, pick_address, target_port
 from ztunnel_trio.mesh.entries import ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
@@ -95,18 +96,31 @@ def draw(
     waypoint: bool = False,
     seed: int = 0,
     exclude: frozenset[str] = frozenset(),
+    draws: Draws | None = None,
 ) -> Chosen | None:
     found = mesh.service(KEY)
     assert found is not None
     return choose(
-        found, port, client or source(), mesh, random.Random(seed), waypoint=waypoint, exclude=exclude
+        found,
+        port,
+        client or source(),
+        mesh,
+        random.Random(seed),
+        waypoint=waypoint,
+        exclude=exclude,
+        draws=draws,
     )
 
 
 def reached(
-    mesh: Mesh, client: Workload | None = None, port: int = 80, *, waypoint: bool = False
+    mesh: Mesh,
+    client: Workload | None = None,
+    port: int = 80,
+    *,
+    waypoint: bool = False,
+    draws: Draws | None = None,
 ) -> set[str]:
-    chosen = [draw(mesh, client, port, waypoint=waypoint, seed=seed) for seed in range(100)]
+    chosen = [draw(mesh, client, port, waypoint=waypoint, seed=seed, draws=draws) for seed in range(100)]
     return {each.workload.uid for each in chosen if each is not None}
 
 
@@ -310,29 +324,44 @@ def test_who_was_tried_is_not_drawn_and_the_next_best_is() -> None:
 
 
 def test_draws_follow_every_change() -> None:
-    mesh = mesh_of(backend("a", "1.1.1.1"), service())
-    assert reached(mesh) == {"a"}
+    mesh, draws = mesh_of(backend("a", "1.1.1.1"), service()), Draws()
+    assert reached(mesh, draws=draws) == {"a"}
     mesh.apply(Batch(addresses=[workload_entry(backend("b", "1.1.1.2"))]))
-    assert reached(mesh) == {"a", "b"}
+    assert reached(mesh, draws=draws) == {"a", "b"}
     mesh.apply(Batch(addresses=[workload_entry(backend("b", "1.1.1.2", capacity=0))]))
-    assert reached(mesh) == {"a"}
+    assert reached(mesh, draws=draws) == {"a"}
     mesh.apply(Batch(removed_addresses=["a"]))
-    assert reached(mesh) == set()
+    assert reached(mesh, draws=draws) == set()
     mesh.apply(Batch(addresses=[workload_entry(backend("b", "1.1.1.2", ports={}))]))
-    assert reached(mesh) == {"b"}
+    assert reached(mesh, draws=draws) == {"b"}
     mesh.apply(Batch(addresses=[ServiceEntry(service(ports={80: 0}))]))
-    assert reached(mesh) == set()
+    assert reached(mesh, draws=draws) == set()
 
 
 def test_draws_kept_are_bounded() -> None:
-    mesh = mesh_of(backend("a", "1.1.1.1"), service())
+    mesh, draws = mesh_of(backend("a", "1.1.1.1"), service()), Draws()
     found = mesh.service(KEY)
     assert found is not None
     for n in range(200):
-        assert draw(mesh, replace(source(), node=f"n{n}")) is not None
-    memo = mesh.memo(found)
-    assert memo is not None
-    assert 0 < len(memo) <= 64
+        assert draw(mesh, replace(source(), node=f"n{n}"), draws=draws) is not None
+    kept = draws.of(found, mesh)
+    assert kept is not None
+    assert 0 < len(kept) <= 64
+
+
+def test_draws_are_kept_for_so_many_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balance, "SERVICES_KEPT", 2)
+    bodies = [replace(service(), hostname=f"svc-{n}") for n in range(3)]
+    mesh, draws = mesh_of(*bodies), Draws()
+
+    for body in bodies:
+        kept = draws.of(body, mesh)
+        assert kept == {}
+    assert len(draws._kept) == 2
+
+
+def test_draws_are_not_kept_for_a_service_that_is_not_in_the_mesh() -> None:
+    assert Draws().of(service(), Mesh()) is None
 
 
 def test_a_passthrough_service_has_no_upstream() -> None:

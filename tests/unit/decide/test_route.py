@@ -944,3 +944,71 @@ def test_the_endpoints_own_port_comes_first(
 
     assert isinstance(found, Route)
     assert found.destination == at(f"127.0.0.2:{port}")
+
+
+SHARED_VIP = replace(SERVICE, vips=(vip("127.0.0.2"),))
+ON_SHARED_VIP = endpoint("pod", "127.0.0.2", protocol=InboundProtocol.HBONE)
+
+
+def test_the_own_ports_of_a_pod_whose_address_is_a_vip_too_get_hbone() -> None:
+    mesh = world(SHARED_VIP, ON_SHARED_VIP)
+
+    service_port, own_port = decide(mesh, "127.0.0.2:80"), decide(mesh, "127.0.0.2:22")
+
+    assert isinstance(service_port, Route)
+    assert isinstance(own_port, Route)
+    assert (service_port.authority, service_port.service) == (at("127.0.0.2:8080"), SHARED_VIP)
+    assert (own_port.protocol, own_port.authority, own_port.service) == (HBONE, at("127.0.0.2:22"), None)
+    assert own_port.expected == (ON_SHARED_VIP.identity,)
+    assert own_port.notes == (
+        "127.0.0.2:22 is also an address of service /example.com: HBONE to workload pod",
+    )
+
+
+@pytest.mark.parametrize("mode", [LoadBalancingMode.PASSTHROUGH, LoadBalancingMode.STANDARD])
+def test_no_service_takes_the_identity_of_an_hbone_workload_away(mode: LoadBalancingMode) -> None:
+    service = replace(SHARED_VIP, ports={}, load_balancer=balancer(mode))
+    mesh = world(service, replace(ON_SHARED_VIP, services={}))
+
+    found = decide(mesh, "127.0.0.2:80")
+
+    assert isinstance(found, Route)
+    assert (found.protocol, found.authority) == (HBONE, at("127.0.0.2:80"))
+
+
+def test_a_service_port_without_endpoints_on_a_pods_address_is_refused() -> None:
+    mesh = world(SHARED_VIP, replace(ON_SHARED_VIP, health=Health.UNHEALTHY))
+
+    assert decide(mesh, "127.0.0.2:80") == Refusal(Reason.NO_HEALTHY_UPSTREAM, "127.0.0.2:80")
+
+
+def test_a_hidden_pod_with_a_waypoint_is_reached_through_it() -> None:
+    pod = replace(ON_SHARED_VIP, services={}, waypoint=gateway("127.0.0.10"))
+
+    found = decide(world(SHARED_VIP, pod), "127.0.0.2:22")
+
+    assert isinstance(found, Route)
+    assert (found.protocol, found.destination.ip, found.workload) == (HBONE, WAYPOINT.addresses[0], WAYPOINT)
+
+
+def test_an_endpoint_that_is_plain_by_a_services_word_gets_hbone_where_a_pod_speaks_it() -> None:
+    pod = workload("x//Pod/pod", "127.0.0.2", protocol=InboundProtocol.HBONE, account="pod")
+    mesh = world(SERVICE, endpoint("entry", "127.0.0.2"), pod)
+
+    found = decide(mesh, "127.0.0.3:80")
+
+    assert isinstance(found, Route)
+    assert (found.protocol, found.workload, found.service) == (HBONE, pod, SERVICE)
+    assert found.destination == at("127.0.0.2:15008")
+    assert found.expected == (pod.identity,)
+    assert found.notes == ("127.0.0.2 of endpoint entry is an address of x//Pod/pod: HBONE to that workload",)
+    tried = decide(mesh, "127.0.0.3:80", exclude=frozenset({"x//Pod/pod"}))
+    assert tried == Refusal(Reason.NO_HEALTHY_UPSTREAM, "127.0.0.3:80")
+
+
+def test_a_plain_workload_on_a_vip_stays_plain() -> None:
+    external = replace(ON_SHARED_VIP, protocol=InboundProtocol.TCP)
+
+    found = decide(world(SHARED_VIP, external), "127.0.0.2:22")
+
+    assert found == Route(TCP, at("127.0.0.2:22"), None, (), (), None, None)

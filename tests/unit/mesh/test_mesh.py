@@ -98,7 +98,7 @@ def test_workload_information() -> None:
     tell(mesh, pod(UID2, "127.0.0.2", services=[SVC1], healthy=False))
     assert reached(mesh, "127.0.1.1") == set()
     tell(mesh, remove=[SVC1])
-    assert counts(mesh) == Counts(addresses=2, uids=2)
+    assert counts(mesh) == Counts(addresses=2, uids=2, staged=1)
 
 
 def test_workloads_with_one_ip_are_ranked_and_removed_one_by_one() -> None:
@@ -128,17 +128,19 @@ def test_workloads_with_one_ip_are_ranked_and_removed_one_by_one() -> None:
         ([("a//Pod/x", True), ("a//Pod/y", False)], "a//Pod/x"),
         ([("a//Pod/x", False), ("b/z", True)], "a//Pod/x"),
         ([("b/y", True), ("b/z", False)], "b/y"),
-        ([("b/y", False), ("b/z", False)], "b/z"),
-        ([("a//Pod/x", True), ("a//Pod/y", True)], "a//Pod/y"),
+        ([("b/y", False), ("b/z", False)], "b/y"),
+        ([("a//Pod/x", True), ("a//Pod/y", True)], "a//Pod/x"),
     ],
 )
-def test_rank_before_recency(entries: list[tuple[str, bool]], winner: str) -> None:
-    mesh = mesh_of(*[pod(uid, "10.0.0.1", hbone=hbone) for uid, hbone in entries])
-
-    found = mesh.workload_at(at("10.0.0.1"))
-
-    assert found is not None
-    assert found.uid == winner
+def test_of_two_with_one_address_the_rank_decides_then_the_uid(
+    entries: list[tuple[str, bool]], winner: str
+) -> None:
+    for order in (entries, entries[::-1]):
+        mesh = mesh_of(*[pod(uid, "10.0.0.1", hbone=hbone) for uid, hbone in order])
+        assert uid_at(mesh, "10.0.0.1") == winner
+        for uid, hbone in order:
+            tell(mesh, pod(uid, "10.0.0.1", hbone=hbone, name="changed"))
+            assert uid_at(mesh, "10.0.0.1") == winner
 
 
 NORMAL, ALL = "ns/svc-normal.ns.svc.cluster.local", "ns/svc-allow-unhealthy.ns.svc.cluster.local"
@@ -163,27 +165,18 @@ def test_unhealthy_workloads() -> None:
     tell(mesh, service(ALL))
     assert (len(uids(mesh, ALL)), len(uids(mesh, NORMAL))) == (1, 1)
     tell(mesh, service(ALL, load_balancer=ALLOW_ALL))
-    assert (len(uids(mesh, ALL)), len(uids(mesh, NORMAL))) == (1, 1)
+    assert (len(uids(mesh, ALL)), len(uids(mesh, NORMAL))) == (2, 1)
     tell(mesh, SICK, WELL)  # as istiod does
     assert (len(uids(mesh, ALL)), len(uids(mesh, NORMAL))) == (2, 1)
 
 
-def test_in_one_response_a_service_takes_the_unhealthy_that_came_before_it() -> None:
-    mesh = mesh_of(service(ALL))
+def test_a_service_takes_the_unhealthy_that_came_before_it_said_so() -> None:
+    mesh = mesh_of(service(ALL), SICK)
+    assert uids(mesh, ALL) == set()
 
-    tell(mesh, SICK, last=False)
     tell(mesh, service(ALL, load_balancer=ALLOW_ALL))
-
     assert uids(mesh, ALL) == {UID1}
-
-
-def test_a_workload_removed_meanwhile_is_not_taken() -> None:
-    mesh = mesh_of(service(ALL))
-
-    tell(mesh, SICK, last=False)
-    tell(mesh, remove=[UID1], last=False)
-    tell(mesh, service(ALL, load_balancer=ALLOW_ALL))
-
+    tell(mesh, remove=[UID1])
     assert uids(mesh, ALL) == set()
 
 
@@ -196,7 +189,7 @@ def test_staged_services_cleanup() -> None:
     assert counts(mesh).staged == 1
     tell(mesh, remove=[UID1])
     assert counts(mesh).staged == 0
-    assert not mesh._services._backings
+    assert not mesh._services._by_key
 
 
 def pods(start: int, count: int, healthy: bool = True) -> list[AddressEntry]:
@@ -260,15 +253,16 @@ def test_a_workload_that_leaves_a_service_is_no_endpoint_of_it() -> None:
     assert (uids(mesh), uids(mesh, NORMAL)) == (set(), {"a"})
 
 
-def test_a_service_removed_and_added_again_waits_for_its_workloads() -> None:
+def test_a_service_removed_and_added_again_has_its_endpoints_at_once() -> None:
     mesh = mesh_of(service(SVC1), pod("a", services=[SVC1]))
 
     tell(mesh, remove=[SVC1])
     assert mesh.service(key(SVC1)) is None
     assert uids(mesh) == set()
     tell(mesh, service(SVC1))
-    assert uids(mesh) == set()
-    tell(mesh, pod("a", services=[SVC1]))
+    assert uids(mesh) == {"a"}
+    tell(mesh, pod("a", services=[SVC1]), remove=[SVC1])
+    tell(mesh, service(SVC1))
     assert uids(mesh) == {"a"}
 
 
@@ -451,7 +445,7 @@ def test_only_real_changes_of_policies_are_told() -> None:
     assert mesh.apply(Batch(policies=[one])).policies
     assert not mesh.apply(Batch(removed_policies=["ns/none"])).policies
     assert mesh.apply(Batch(removed_policies=["ns/one"])).policies
-    assert list(mesh.policies()) == []
+    assert mesh.policy_keys() == []
 
 
 def test_replaced_workloads_are_seen_at_once() -> None:
@@ -470,12 +464,12 @@ def test_given_endpoints_of_a_file_go_with_their_service() -> None:
     given = {"b": Endpoint("b", {80: 1}), "a": Endpoint("a", {80: 1})}
     tell(mesh, ServiceEntry(body, given))
     assert dict(mesh.endpoints(body.key)) == {"a": Endpoint("a", {80: 8080}), "b": Endpoint("b", {80: 1})}
-    assert mesh.memo(body) is None
+    assert mesh.endpoints_version(body) is None
 
-    tell(mesh, ServiceEntry(body), pod("a", services=["ns/given"]))
+    tell(mesh, ServiceEntry(body))
 
     assert set(mesh.endpoints(body.key)) == {"a"}
-    assert mesh.memo(body) == {}
+    assert mesh.endpoints_version(body) is not None
 
 
 def test_visibility_is_asked_of_the_client_only() -> None:
@@ -490,7 +484,7 @@ def test_the_recorded_answers_make_a_mesh() -> None:
     mesh = recorded_mesh()
 
     assert counts(mesh) == Counts(addresses=22, uids=24, vips=19, services=19, staged=0)
-    assert len(list(mesh.policies())) == 8
+    assert len(mesh.policy_keys()) == 8
     sleep = mesh.local_workload(WorkloadInfo("sleep", "default", "sleep"))
     assert sleep is not None
     assert str(sleep.identity) == "spiffe://cluster.local/ns/default/sa/sleep"
@@ -520,9 +514,9 @@ def test_a_recorded_mesh_can_be_forgotten_completely() -> None:
     tell(mesh, remove=names)
 
     assert counts(mesh) == Counts()
-    assert not mesh._services._backings
+    assert not mesh._services._by_key
     assert not mesh._services._by_cidr
-    assert len(mesh._workloads._templates) == len(mesh._workloads._places) == 0
+    assert len(mesh._workloads._kinds) == len(mesh._workloads._localities) == 0
     assert not mesh._workloads._local
 
 
@@ -535,29 +529,6 @@ def test_a_workload_that_comes_again_as_it_was_changes_nothing() -> None:
     assert not changes.addresses
     assert mesh.revision == revision
     assert mesh.workload("x") is before
-
-
-def test_a_workload_that_comes_again_gives_a_service_made_anew_its_endpoint() -> None:
-    entry = pod("x", "10.0.0.1", services=["ns/a"])
-    mesh = mesh_of(service("ns/a", "10.1.0.1"), entry)
-    mesh.apply(Batch(removed_addresses=["ns/a"]))
-    mesh.apply(Batch(addresses=[service("ns/a", "10.1.0.1")]))
-    assert not mesh.endpoints(key("ns/a"))
-
-    changes = mesh.apply(Batch(addresses=[entry]))
-
-    assert list(mesh.endpoints(key("ns/a"))) == ["x"]
-    assert changes.addresses
-
-
-def test_of_two_with_one_address_the_last_to_come_counts_though_unchanged() -> None:
-    first, second = pod("x", "10.0.0.1"), pod("y", "10.0.0.1")
-    mesh = mesh_of(first, second)
-    assert uid_at(mesh, "10.0.0.1") == "y"
-
-    mesh.apply(Batch(addresses=[first]))
-
-    assert uid_at(mesh, "10.0.0.1") == "x"
 
 
 def test_a_workload_that_moves_keeps_its_address_and_shows_its_new_place() -> None:
@@ -573,3 +544,52 @@ def test_a_workload_that_moves_keeps_its_address_and_shows_its_new_place() -> No
 def uid_at(mesh: Mesh, address: str) -> str | None:
     found = mesh.workload_at(at(address))
     return None if found is None else found.uid
+
+
+def test_clashes_are_told_once_and_stay_in_sight() -> None:
+    a, b = service("ns/a", "10.0.0.1"), service("ns/b", "10.0.0.1", cidrs=["10.1.0.0/16"])
+    mesh = mesh_of(a)
+
+    told = tell(mesh, b).notes
+    assert told == ("/10.0.0.1 is claimed by ns/a, which gets it, and by ns/b",)
+    assert tell(mesh, b).notes == ()
+    assert tell(mesh, b, a).notes == ()
+    assert [each.claimants for each in mesh.service_clashes()] == [("ns/a", "ns/b")]
+    assert tell(mesh, service("ns/c", "10.0.0.1")).notes == (
+        "/10.0.0.1 is claimed by ns/a, which gets it, and by ns/b, ns/c",
+    )
+    assert tell(mesh, service("ns/d", cidrs=["10.1.0.0/16"])).notes == (
+        "/10.1.0.0/16 is claimed by ns/b, which gets it, and by ns/d",
+    )
+
+    tell(mesh, remove=["ns/b", "ns/c"])
+    assert mesh.service_clashes() == []
+    assert tell(mesh, b).notes != ()
+
+
+def test_a_clash_of_workloads_is_told_where_the_uid_decides() -> None:
+    mesh = mesh_of(pod("x//Pod/b", "10.0.0.1", hbone=True), pod("entry", "10.0.0.1"))
+    assert [each.claimants for each in mesh.workload_clashes()] == [("x//Pod/b", "entry")]
+
+    told = tell(mesh, pod("x//Pod/a", "10.0.0.1", hbone=True)).notes
+
+    assert told == ("/10.0.0.1 is claimed by x//Pod/a, which gets it, and by x//Pod/b, entry",)
+    tell(mesh, remove=["x//Pod/a", "x//Pod/b"])
+    assert mesh.workload_clashes() == []
+
+
+def test_of_many_clashes_at_once_some_are_told() -> None:
+    vips = [f"10.0.0.{n}" for n in range(30)]
+
+    notes = tell(Mesh(), service("ns/a", *vips), service("ns/b", *vips)).notes
+
+    assert len(notes) == 11
+    assert notes[-1] == "20 more addresses are claimed by several: see the dump"
+
+
+def test_policies_are_found_under_whatever_name_they_have() -> None:
+    mesh = Mesh()
+    mesh.apply(Batch(policies=[PolicyEntry("odd", policy("one", "ns", PolicyScope.GLOBAL).policy)]))
+
+    assert mesh.policy_keys() == ["odd"]
+    assert mesh.policy("odd") is not None

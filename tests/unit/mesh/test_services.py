@@ -3,9 +3,10 @@
 import pytest
 
 from tests.unit.mesh.world import ALLOW_ALL, at, cidr_count, counts, key, mesh_of, name_of, pod, service, tell
+from ztunnel_trio.mesh.endpoints import ServiceEndpoints
 from ztunnel_trio.mesh.entries import ServiceEntry
 from ztunnel_trio.mesh.mesh import Mesh
-from ztunnel_trio.mesh.services import Backing, Services, best
+from ztunnel_trio.mesh.services import Services, best
 from ztunnel_trio.model.service import Service, Visibility
 from ztunnel_trio.model.workload import Health
 
@@ -220,7 +221,7 @@ def one(namespace: str, name: str = "x", *, canonical: bool = False, hidden: boo
         ([one("a"), one("b")], "b", None, "b"),
         ([one("a"), one("b")], "c", None, "a"),
         ([one("a"), one("b")], None, None, "a"),
-        ([one("a"), one("b", canonical=True), one("c", canonical=True), one("d")], "e", None, "c"),
+        ([one("a"), one("b", canonical=True), one("c", canonical=True), one("d")], "e", None, "b"),
         ([one("a"), one("b", canonical=True)], "a", None, "a"),
         ([one("a"), one("b"), one("c")], "e", "b", "b"),
         ([one("a"), one("b"), one("c", canonical=True)], "e", "b", "c"),
@@ -237,61 +238,90 @@ def test_the_best_of_several(
     assert (None if chosen is None else chosen.namespace) == expected
 
 
-def test_of_one_namespace_the_service_sent_last_has_a_shared_vip() -> None:
+def test_of_one_namespace_the_smallest_name_has_a_shared_vip() -> None:
     a, b = service("ns/a.example", "10.0.0.1"), service("ns/b.example", "10.0.0.1")
-    mesh = mesh_of(a, b)
-    assert name_of(mesh.service_at(at("10.0.0.1"), "ns")) == "b"
-    tell(mesh, a)
-    assert name_of(mesh.service_at(at("10.0.0.1"), None)) == "a"
-    tell(mesh, remove=["ns/a.example"])
-    assert name_of(mesh.service_at(at("10.0.0.1"), "ns")) == "b"
+    for mesh in (mesh_of(a, b), mesh_of(b, a)):
+        for client in ("ns", None):
+            assert name_of(mesh.service_at(at("10.0.0.1"), client)) == "a"
+        tell(mesh, b)
+        assert name_of(mesh.service_at(at("10.0.0.1"), "ns")) == "a"
+        tell(mesh, remove=["ns/a.example"])
+        assert name_of(mesh.service_at(at("10.0.0.1"), "ns")) == "b"
 
 
-def test_services_of_a_hostname_come_in_the_order_they_were_last_sent() -> None:
+def test_services_of_a_hostname_come_in_the_order_of_their_names() -> None:
     a, b = service("ns-a/x.example"), service("ns-b/x.example")
-    mesh = mesh_of(a, b)
-    assert [each.namespace for each in mesh.services_named("x.example")] == ["ns-a", "ns-b"]
-
-    tell(mesh, a)
-
-    assert [each.namespace for each in mesh.services_named("x.example")] == ["ns-b", "ns-a"]
-    assert mesh.services_named("other") == ()
+    for mesh in (mesh_of(a, b), mesh_of(b, a)):
+        assert [each.namespace for each in mesh.services_named("x.example")] == ["ns-a", "ns-b"]
+        tell(mesh, a)
+        assert [each.namespace for each in mesh.services_named("x.example")] == ["ns-a", "ns-b"]
+        assert mesh.services_named("other") == ()
 
 
-def test_the_memo_of_a_service_goes_with_every_change() -> None:
+def test_names_are_compared_as_they_are_written() -> None:
+    mesh = mesh_of(service("a-b/x.example", "10.0.0.1"), service("a/x.example", "10.0.0.1"))
+
+    found = mesh.service_at(at("10.0.0.1"), None)
+
+    assert found is not None
+    assert found.namespace == "a-b"  # "-" before "/"
+
+
+def test_wildcards_are_counted_by_their_labels() -> None:
+    mesh = mesh_of(
+        service("ns/*.a.example"), service("other/*.a.example"), service("ns/*.b"), service("ns/b")
+    )
+    assert list(mesh.wildcard_labels()) == [2, 1]
+
+    tell(mesh, remove=["ns/*.a.example"])
+    assert list(mesh.wildcard_labels()) == [2, 1]
+    tell(mesh, remove=["other/*.a.example", "ns/*.b"])
+    assert list(mesh.wildcard_labels()) == []
+
+
+def version(mesh: Mesh) -> int:
+    """The version of the endpoints of `ns/a`."""
+    body = mesh.service(key("ns/a"))
+    assert body is not None
+    found = mesh.endpoints_version(body)
+    assert found is not None
+    return found
+
+
+def test_the_version_of_endpoints_goes_with_every_change() -> None:
     mesh = mesh_of(service("ns/a"))
     body = mesh.service(key("ns/a"))
     assert body is not None
-    memo = mesh.memo(body)
-    assert memo == {}
-    memo["kept"] = 1
-    assert mesh.memo(body) == {"kept": 1}
+    seen = [version(mesh)]
+    for entry in (pod("w", services=["ns/a"]), pod("w", services=["ns/a"], healthy=False), pod("w")):
+        tell(mesh, entry)
+        seen.append(version(mesh))
 
     tell(mesh, service("ns/a", load_balancer=ALLOW_ALL))
+    seen.append(version(mesh))
+    assert mesh.endpoints_version(body) is None  # not the service of that name any more
+    tell(mesh, remove=["ns/a"])
+    tell(mesh, service("ns/a"))
+    seen.append(version(mesh))
+    assert len(set(seen)) == len(seen) == 6
 
-    assert mesh.memo(body) is None  # not the service of that name any more
-    body = mesh.service(key("ns/a"))
-    assert body is not None
-    assert mesh.memo(body) == {}
 
-
-def test_an_empty_backing_is_forgotten_unless_somebody_names_it() -> None:
+def test_a_service_nobody_mentions_is_forgotten() -> None:
     store = Services()
-    backing = store.backing(key("ns/a"))
-    backing.templates = 1
-    store.forsake(backing)
-    assert store.backing(key("ns/a")) is backing
-    backing.templates = 0
-    store.forsake(backing)
-    assert store.backing(key("ns/a")) is not backing
+    one = store.mentioned(key("ns/a"))
+    one.kinds = 1
+    store.forget_unmentioned(one)
+    assert store.mentioned(key("ns/a")) is one
+    one.kinds = 0
+    store.forget_unmentioned(one)
+    assert store.mentioned(key("ns/a")) is not one
 
 
 def test_endpoints_are_a_view() -> None:
     mesh = mesh_of(service("ns/a"))
     view = mesh.endpoints(key("ns/a"))
     assert len(view) == 0
-    backing = mesh._services.known_backing(key("ns/a"))
-    assert isinstance(backing, Backing)
+    assert isinstance(mesh._services.known(key("ns/a")), ServiceEndpoints)
     tell(mesh, pod("w", services=["ns/a"]))
 
     assert list(view) == ["w"]

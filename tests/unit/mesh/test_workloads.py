@@ -1,4 +1,4 @@
-"""The workload store: numbered parts, records, the cache."""
+"""The workload store: records, the rule where several share an address, the cache."""
 
 from ipaddress import ip_address
 
@@ -7,7 +7,6 @@ import pytest
 from tests.unit.mesh.world import address_count, at, mesh_of, pod, tell
 from ztunnel_trio.mesh.entries import workload_entry
 from ztunnel_trio.mesh.mesh import Mesh
-from ztunnel_trio.mesh.workloads import Numbered
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.workload import (
     ApplicationTunnel,
@@ -20,39 +19,6 @@ from ztunnel_trio.model.workload import (
     Workload,
     WorkloadInfo,
 )
-
-
-def held(numbered: Numbered[str, str], key: str) -> int:
-    """One more holder of a key."""
-    number = numbered.number(key)
-    if number is None:
-        number = numbered.add(key, key.upper())
-    numbered.holders[number] += 1
-    return number
-
-
-def test_equal_keys_share_a_number_until_the_last_holder_goes() -> None:
-    numbered: Numbered[str, str] = Numbered()
-    first = held(numbered, "a")
-
-    assert held(numbered, "a") == first
-    assert numbered[first] == "A"
-    assert numbered.release(first) is None
-    assert numbered.release(first) == "A"
-    assert len(numbered) == 0
-    assert numbered.number("a") is None
-
-
-def test_numbers_are_used_again() -> None:
-    numbered: Numbered[str, str] = Numbered()
-    a, b = held(numbered, "a"), held(numbered, "b")
-    numbered.release(a)
-
-    c = held(numbered, "c")
-
-    assert (c, numbered[b], numbered[c]) == (a, "B", "C")
-    assert len(numbered.values) == 2
-
 
 EVERYTHING = Workload(
     uid="odd uid",
@@ -128,20 +94,20 @@ def test_the_same_address_twice_is_indexed_once() -> None:
 def test_three_workloads_of_one_address_leave_one_by_one() -> None:
     mesh = mesh_of(*[pod(uid, "10.0.0.1") for uid in "abc"])
 
-    for uid, left in (("b", "c"), ("c", "a"), ("a", None)):
+    for uid, left in (("b", "a"), ("a", "c"), ("c", None)):
         tell(mesh, remove=[uid])
         found = mesh.workload_at(at("10.0.0.1"))
         assert (None if found is None else found.uid) == left
 
 
-def test_workloads_of_one_deployment_share_a_template() -> None:
+def test_workloads_of_one_deployment_share_a_kind() -> None:
     mesh = mesh_of(*[pod(f"x//Pod/{n}", f"10.0.0.{n}", node=f"n{n % 2}", name=f"{n}") for n in range(10)])
 
-    assert len(mesh._workloads._templates) == 1
-    assert len(mesh._workloads._places) == 2
+    assert len(mesh._workloads._kinds) == 1
+    assert len(mesh._workloads._localities) == 2
     tell(mesh, remove=[f"x//Pod/{n}" for n in range(9)])
-    assert len(mesh._workloads._templates) == 1
-    assert len(mesh._workloads._places) == 1
+    assert len(mesh._workloads._kinds) == 1
+    assert len(mesh._workloads._localities) == 1
 
 
 def test_the_cache_of_built_workloads_is_bounded() -> None:
@@ -156,15 +122,20 @@ def test_the_cache_of_built_workloads_is_bounded() -> None:
     assert mesh.workload("9") is mesh.workload("9")
 
 
-def test_a_sketch_says_what_the_workload_does() -> None:
+def test_balancing_facts_say_what_the_workload_does() -> None:
     mesh = Mesh()
-    assert mesh.sketch("a") is None
+    assert mesh.balancing_facts("a") is None
     tell(mesh, pod("a", node="n"), pod("b", "10.0.0.1"))
 
-    a, b = mesh.sketch("a"), mesh.sketch("b")
+    a, b = mesh.balancing_facts("a"), mesh.balancing_facts("b")
 
     assert a is not None
     assert b is not None
-    assert (a.has_addresses, a.place.node, b.has_addresses, b.place.node) == (False, "n", True, "")
+    assert (a.has_addresses, a.node_locality.node, b.has_addresses, b.node_locality.node) == (
+        False,
+        "n",
+        True,
+        "",
+    )
     assert "a" in mesh._workloads
     assert len(mesh._workloads) == 2

@@ -187,8 +187,8 @@ def workload_of(entry: WorkloadEntry) -> Workload:
     return build_workload(entry.kind.prototype, entry.uid, entry.name, entry.addresses, entry.node_locality)
 
 
-def tell(mesh: Mesh, *entries: AddressEntry, remove: Sequence[str] = (), last: bool = True) -> Changes:
-    return mesh.apply(Batch(addresses=entries, removed_addresses=remove, last=last))
+def tell(mesh: Mesh, *entries: AddressEntry, remove: Sequence[str] = ()) -> Changes:
+    return mesh.apply(Batch(addresses=entries, removed_addresses=remove))
 
 
 def mesh_of(*entries: AddressEntry, local_node: str | None = None) -> Mesh:
@@ -235,7 +235,7 @@ def counts(mesh: Mesh) -> Counts:
         uids=len(mesh.uids()),
         vips=sum(len(vips) for vips in mesh._services._by_vip.values()),
         services=len(list(mesh.services())),
-        staged=len(list(mesh.staged())),
+        staged=len(list(mesh.without_service())),
     )
 
 

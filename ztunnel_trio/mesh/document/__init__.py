@@ -6,6 +6,7 @@ maps each of its services to ports; a dump lists the services and has the ports 
 
 from ztunnel_trio.mesh.document.dump import (
     Json,
+    clashes_document,
     local_workload_document,
     policy_document,
     service_document,
@@ -17,6 +18,7 @@ from ztunnel_trio.mesh.document.local import MeshDocument, read_local
 __all__ = [
     "Json",
     "MeshDocument",
+    "clashes_document",
     "local_workload_document",
     "policy_document",
     "read_local",

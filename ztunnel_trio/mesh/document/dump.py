@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from ztunnel_trio.mesh.clashes import Clash
 from ztunnel_trio.model.address import NamespacedHostname
 from ztunnel_trio.model.policy import (
     Authorization,
@@ -124,6 +125,15 @@ def staged_document(
         str(key): {uid: _endpoint_document(endpoint) for uid, endpoint in endpoints.items()}
         for key, endpoints in staged
     }
+
+
+def clashes_document(services: Iterable[Clash], workloads: Iterable[Clash]) -> dict[str, Json]:
+    """Addresses that several services or several workloads claim; of the claimants the first gets it."""
+
+    def each(clashes: Iterable[Clash]) -> dict[str, Json]:
+        return {clash.address: list(clash.claimants) for clash in clashes}
+
+    return {"services": each(services), "workloads": each(workloads)}
 
 
 def policy_document(policy: Authorization) -> dict[str, Json]:

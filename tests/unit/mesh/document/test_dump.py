@@ -32,7 +32,7 @@ def test_what_is_left_out_of_an_empty_workload() -> None:
 def test_staged_endpoints_are_listed_by_service() -> None:
     mesh = mesh_of(pod("a", services=["ns/later"]))
 
-    assert staged_document(mesh.staged()) == {
+    assert staged_document(mesh.without_service()) == {
         "ns/later": {"a": {"workloadUid": "a", "port": {"80": 8080}, "status": "Healthy"}}
     }
 
@@ -55,7 +55,11 @@ def sorted_documents(mesh: Mesh) -> dict[str, list[dict[str, Json]]]:
             service_document(each, mesh.endpoints(each.key))
             for each in sorted(mesh.services(), key=lambda s: s.hostname)
         ],
-        "policies": [policy_document(each) for each in sorted(mesh.policies(), key=lambda p: p.key)],
+        "policies": [
+            policy_document(policy)
+            for name in sorted(mesh.policy_keys())
+            if (policy := mesh.policy(name)) is not None
+        ],
     }
 
 
