@@ -27,7 +27,7 @@ nox.options.error_on_external_run = True
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = [line.rpartition(" ")[2] for line in PROJECT["project"]["classifiers"] if ":: Python :: 3." in line]
-CODE = ("ztunnel_trio", "tests", "charts", "noxfile.py", "hatch_build.py")
+CODE = ("ztunnel_trio", "tests", "image", "noxfile.py", "hatch_build.py")
 # Not 912 and 913: they flag each loop that attempts first and waits only when it must, as our sockets do.
 ASYNC_RULES = "ASYNC900,ASYNC911"
 RUNTIME_PROTOS = ("xds.proto", "workload.proto", "authorization.proto")  # by the hundred thousand: protobuf
@@ -155,7 +155,7 @@ def h2spec(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def chart(session: nox.Session) -> None:
-    """The chart through helm, built with Go where there is none. `-- --write`: make anew what is kept."""
+    """The chart through helm, built with Go where there is none. `-- --write`: keep what it renders now."""
     session.install("-e", ".", *group("chart"))
     if shutil.which("helm") is None:
         if shutil.which("go") is None:
@@ -165,10 +165,32 @@ def chart(session: nox.Session) -> None:
         if not (made / "helm").exists():
             session.run("go", "install", HELM, external=True, env={"GOBIN": str(made)})
     if "--write" in session.posargs:
-        session.run("python", "charts/reference.py")
         session.run("python", "-m", "tests.chart.cases")
         return
     session.run("pytest", "tests/chart", *session.posargs)
+
+
+@nox.session(default=False)
+def image(session: nox.Session) -> None:
+    """Build the image on a base made here, look into it, run it; needs root and Debian's tools for it.
+
+    With REQUIRE_IMAGE=1 a skip is a failure.
+    """
+    session.install("-e", ".", *group("image"))
+    session.env["IMAGE_WORK"] = str(Path(session.create_tmp()).resolve() / "image")
+    session.run("pytest", "tests/image", *session.posargs)
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Lock what the image installs and what builds it: image/*.lock."""
+    session.install("uv")
+    options = ("--generate-hashes", "--no-header", "--no-annotate", "--python-platform", "linux", "--upgrade")
+    compiler = ("uv", "pip", "compile", *options, "--python-version", "3.13", "--quiet")
+    session.run(*compiler, "pyproject.toml", "--output-file", "image/requirements.lock")
+    asked = Path(session.create_tmp()) / "build.in"
+    asked.write_text("\n".join(PROJECT["build-system"]["requires"]))
+    session.run(*compiler, str(asked), "--output-file", "image/build.lock")
 
 
 @nox.session(default=False)
@@ -348,6 +370,7 @@ REFERENCES = {
     "commands.md": "tests.docs.commands_page",
     "endpoints.md": "tests.docs.endpoints_page",
     "licences.md": "tests.docs.licences_page",
+    "chart.md": "tests.docs.chart_page",
 }
 
 

@@ -22,6 +22,7 @@ from ztunnel_trio.model.address import SocketAddress
 _POLL_SECONDS: Final = 0.02
 _HTTP_SECONDS: Final = 10.0
 _KILL_SECONDS: Final = 5.0
+PID_FILE: Final = "proxy.pid"
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PACKAGE_ROOT: Final = str(Path(__file__).parents[2])
 
@@ -46,7 +47,11 @@ def default_command() -> list[str]:
 
 
 class ProxyProcess:
-    """One run of a proxy. Its standard output and error go to `log`."""
+    """One run of a proxy. Its standard output and error go to `log`.
+
+    Its command either becomes the proxy, or starts it and writes who that is into `PID_FILE` of the directory
+    it finds itself in, as a runtime of containers does. Signals go to the command, which passes them on.
+    """
 
     def __init__(
         self, host: Host, directory: Path, *, command: Sequence[str], environment: Mapping[str, str]
@@ -60,8 +65,10 @@ class ProxyProcess:
 
     @property
     def pid(self) -> int:
+        """The proxy's own, which need not be that of the command."""
         assert self._process is not None
-        return self._process.pid
+        told = self._directory / PID_FILE
+        return int(told.read_text()) if told.exists() else self._process.pid
 
     @property
     def is_running(self) -> bool:
@@ -81,6 +88,7 @@ class ProxyProcess:
         Raises:
             OSError: it cannot be started.
         """
+        (self._directory / PID_FILE).unlink(missing_ok=True)
         launcher = [sys.executable, "-m", "ztunnel_trio.lab.launch"]
         place = [str(os.getpid()), str(self.host.netns.fileno()), str(resolv) if resolv else "-"]
         environment = {
@@ -154,7 +162,7 @@ class ProxyProcess:
     def kill(self) -> None:
         """End it at once, if it still runs."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+            os.kill(self.pid, signal.SIGKILL)  # a command that is not the proxy ends with it
             self._process.wait(_KILL_SECONDS)
 
     def usage(self) -> Usage:

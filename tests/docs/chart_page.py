@@ -1,4 +1,4 @@
-"""Make docs/reference/chart.md of the chart's values: `python charts/reference.py`, `--check` to compare.
+"""docs/reference/chart.md: the values of the chart.
 
 Names, order and defaults are those of values.yaml, what a value means is the comment above it, what it may be
 is its entry in values.schema.json.
@@ -13,10 +13,11 @@ from typing import Final, TypeAlias
 
 import yaml
 
+from tests.docs.page import print_or_check
+
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
-CHART: Final = Path(__file__).parent / "ztunnel-trio"
-PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "chart.md"
+CHART: Final = Path(__file__).parents[2] / "charts" / "ztunnel-trio"
 INDENT: Final = 2
 LINE: Final = re.compile(r"^(?P<indent> *)(?:# (?P<comment>.*)|(?P<key>[\w./-]+):.*)$")
 SHAPES: Final = {  # what the schema's own names mean to a reader
@@ -29,12 +30,12 @@ SHAPES: Final = {  # what the schema's own names mean to a reader
 }
 HEAD: Final = """# Values of the chart
 
-<!-- made by charts/reference.py; `nox -s chart -- --write` -->
+<!-- made by `nox -s docs` -->
 
-They have the names and the meaning of the stock ztunnel chart's, so an existing values file works; differing
-are `hub`, `tag`, `image` and `variant`, for this is another image. A value at the top level wins over one below
-`global`, that over `platform`, `compatibilityVersion` and `profile`, those over the default. A value of a wrong
-type is refused with its path; one the chart does not know is named by the notes after installation.
+They have the names and the meaning of the stock ztunnel chart's, so an existing values file works; different
+are `hub`, `tag`, `image` and `variant`, for this is another image. A value at the top level wins over one
+below `global`, that over `platform`, `compatibilityVersion` and `profile`, those over the default. A value of
+a wrong type is refused with its path; one the chart does not know is named by the notes after installation.
 
 | Value | Type | Default | Meaning |
 |---|---|---|---|
@@ -45,18 +46,6 @@ PRESETS: Final = """
 | Name | Sets |
 |---|---|
 """
-
-
-def main(arguments: list[str]) -> int:
-    """Write the page, or with `--check` say whether it is up to date (exit code 1: it is not)."""
-    text = page()
-    if "--check" not in arguments:
-        PAGE.write_text(text)
-        return 0
-    if PAGE.exists() and PAGE.read_text() == text:
-        return 0
-    sys.stderr.write(f"{PAGE.name} is not as made: nox -s chart -- --write\n")
-    return 1
 
 
 def page() -> str:
@@ -134,4 +123,4 @@ def _shown(value: Json) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(print_or_check(page(), sys.argv[1:]))
