@@ -176,7 +176,7 @@ def fail(failures: Sequence[BaseException]) -> int:
 
 def text_of(error: BaseException) -> str:
     """An exception in operators' words: the system's own failures without Python's brackets."""
-    from ztunnel_trio.net.failures import os_error_text
+    from ztunnel_trio.observe.words import os_error_text
 
     if isinstance(error, OSError) and type(error).__str__ is OSError.__str__:
         return os_error_text(error)

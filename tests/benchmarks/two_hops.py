@@ -26,6 +26,7 @@ from tests.benchmarks import yardstick
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
+from ztunnel_trio.observe.words import error_text
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings
@@ -253,12 +254,12 @@ async def main(seconds: float, *, in_front: bool, only: str) -> yardstick.Figure
     async def serve(request: TunnelRequest) -> None:
         sock = await dial(app_address)
         stream = request.accept([])
-        if text := await relay(engine, stream, SocketEnd(sock), Counted()):
+        if text := error_text(await relay(engine, stream, SocketEnd(sock), Counted())):
             sys.stderr.write(f"inbound: {text}\n")
 
     async def captured(sock: socket.socket, tunnel: ClientTunnel) -> None:
         stream = await tunnel.open(TARGET, HEADERS)
-        if text := await relay(engine, SocketEnd(sock), stream, Counted()):
+        if text := error_text(await relay(engine, SocketEnd(sock), stream, Counted())):
             sys.stderr.write(f"outbound: {text}\n")
 
     async def capture(tunnel: ClientTunnel) -> None:

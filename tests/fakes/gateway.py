@@ -19,8 +19,8 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import GatewayAddress, Workload
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.tls import TlsContexts
-from ztunnel_trio.net.tls_memory import MemoryTls
+from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.tls.memory import MemoryTls
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings
 

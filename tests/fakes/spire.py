@@ -40,7 +40,7 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.socket_target import UnixPath
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.netns import Netns
-from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.supervise.keep_running import Supervisor
 
 PROXY = SpiffeId("cluster.local", "istio-system", "ztunnel")

@@ -11,8 +11,10 @@ import trio
 import trustme
 
 from ztunnel_trio.model.address import HostPort
+from ztunnel_trio.model.ending import Ending
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
+from ztunnel_trio.observe.words import ending_text, error_text
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.server_tunnel import Serve, ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings
@@ -40,10 +42,11 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return client, server
 
 
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
+def tcp_pair(host: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
     """Two connected non-blocking TCP sockets: resets and half-closes are those of the kernel."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        near = socket.create_connection(listener.getsockname()[:2])
         far, _ = listener.accept()
     for sock in (near, far):
         sock.setblocking(False)
@@ -51,10 +54,10 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
-async def tls_pair() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+async def tls_pair(host: str = "127.0.0.1") -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
     """A client's and a server's end of an established TLS connection."""
     client_context, server_context = contexts()
-    near, far = tcp_pair()
+    near, far = tcp_pair(host)
     client = client_context.wrap_socket(near, server_hostname="node.test", do_handshake_on_connect=False)
     server = server_context.wrap_socket(far, server_side=True, do_handshake_on_connect=False)
     with closing_on_failure(client, server):
@@ -126,6 +129,14 @@ class App:
             got += more
         return bytes(got)
 
+    async def expect_reset(self) -> None:
+        """Wait for the reset of the connection, behind whatever comes before it; an end of data is none."""
+        try:
+            await self.receive_all()
+        except ConnectionResetError:
+            return
+        raise AssertionError("an end of data")
+
     def end(self) -> None:
         self.sock.shutdown(socket.SHUT_WR)
 
@@ -145,7 +156,7 @@ class TwoHops:
         self.nursery = nursery
         self.client: ClientTunnel
         self.server: ServerTunnel
-        self.results: list[tuple[str, str | None]] = []
+        self.results: list[tuple[str, Ending | H2Failed]] = []
         self.traffic: dict[str, Counted] = {}
         self._destinations: dict[str, socket.socket] = {}
         self._apps: list[socket.socket] = []
@@ -169,11 +180,11 @@ class TwoHops:
             stream = request.accept([(b"baggage", b"x=y")])
         except H2Failed as error:
             sock.close()
-            self.results.append((f"in {request.authority}", f"h2 failed: {error}"))
+            self.results.append((f"in {request.authority}", error))
             return
         counted = self.traffic[f"in {request.authority}"] = Counted()
-        text = await relay(self.engine, stream, SocketEnd(sock), counted)
-        self.results.append((f"in {request.authority}", text))
+        ending = await relay(self.engine, stream, SocketEnd(sock), counted)
+        self.results.append((f"in {request.authority}", ending))
 
     async def connection(self, name: str = "one") -> tuple[App, App]:
         """The applications' ends of a connection through both hops."""
@@ -191,11 +202,11 @@ class TwoHops:
                 stream = await self.client.open(authority, [(b"baggage", b"")])
             except H2Failed as error:
                 captured.close()
-                self.results.append((f"out {authority}", f"h2 failed: {error}"))
+                self.results.append((f"out {authority}", error))
                 return
         counted = self.traffic[f"out {authority}"] = Counted()
-        text = await relay(self.engine, SocketEnd(captured), stream, counted)
-        self.results.append((f"out {authority}", text))
+        ending = await relay(self.engine, SocketEnd(captured), stream, counted)
+        self.results.append((f"out {authority}", ending))
 
     def close(self) -> None:
         """Close what the applications left open."""
@@ -204,9 +215,12 @@ class TwoHops:
         self._destinations.clear()  # a request that comes now is refused
 
     async def result(self, name: str) -> str | None:
-        """The relay's text, once it has ended."""
+        """What the access line says of a relay, once it has ended."""
         await until(lambda: any(found == name for found, _ in self.results))
-        return next(text for found, text in self.results if found == name)
+        ending = next(ending for found, ending in self.results if found == name)
+        if isinstance(ending, H2Failed):
+            return f"h2 failed: {ending_text(ending.ending)}"
+        return error_text(ending)
 
 
 @asynccontextmanager

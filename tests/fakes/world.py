@@ -23,6 +23,7 @@ from ztunnel_trio.mesh.entries import PolicyEntry, ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate, parse_chain
+from ztunnel_trio.model.connection import Direction
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.policy import Action, Authorization, Match, PolicyScope
 from ztunnel_trio.model.service import Service
@@ -31,8 +32,8 @@ from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.listener import Listener, Serve
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
-from ztunnel_trio.net.tls import TlsContexts
-from ztunnel_trio.observe.access_log import AccessLog
+from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.observe.access.record import AccessLog
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.proxy.dialler import Dialler
 from ztunnel_trio.proxy.inbound import Inbound
@@ -40,8 +41,11 @@ from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node, ProxySettings
 from ztunnel_trio.proxy.outbound import Call, Outbound
 from ztunnel_trio.proxy.passthrough import Passthrough
-from ztunnel_trio.proxy.pool import Pool, PoolSettings
+from ztunnel_trio.proxy.pool import Pool
+from ztunnel_trio.proxy.pool_choice import PoolSettings
+from ztunnel_trio.proxy.reach import Reach
 from ztunnel_trio.proxy.registry import Registry
+from ztunnel_trio.proxy.routing import Routing
 from ztunnel_trio.proxy.serving import serve_one
 from ztunnel_trio.supervise.drain import Drain
 
@@ -271,7 +275,9 @@ class World:
         sockets = self.sockets(workload.addresses[0])
         dialler = Dialler(self.node, workload.info, sockets)
         pool = Pool(nursery or self.nursery, dialler.tunnel, dialler.watch, self.node.settings.pool)
-        return Outbound(self.node, workload.info, sockets, self.registry(workload), pool, dialler)
+        routing = Routing(self.node, workload.info, sockets)
+        reach = Reach(self.node, sockets, pool, dialler)
+        return Outbound(self.node, self.registry(workload), routing, reach)
 
     async def listen(self, workload: Workload) -> Inbound:
         """Take HBONE for a workload from now on, under port 15008 of its address."""
@@ -321,10 +327,10 @@ class World:
         """Carry one captured connection."""
 
         async def handler(sock: socket.socket, peer: SocketAddress) -> None:
-            call = Call(peer, target, self.node.new_trace(), self.node.access.now())
-            carried = await outbound.establish(sock, call)
-            if carried is not None:
-                await carried.run()
+            with self.node.access.connection(peer, target, Direction.OUTBOUND) as record:
+                call = Call(peer, target, self.node.new_trace())
+                entry, pair = await outbound.establish(sock, call, record)
+                await outbound.carry(entry, pair, record)
 
         await serve_one(handler, sock, client)
 

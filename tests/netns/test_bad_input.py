@@ -24,7 +24,7 @@ from ztunnel_trio.lab.pki import Authority
 from ztunnel_trio.lab.proxy_process import default_command
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.netns import Netns
-from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.pb.messages.istio.workload.zds import AddWorkload, WorkloadInfo, WorkloadRequest
 
 DOUBLE = 8080

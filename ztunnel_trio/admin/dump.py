@@ -234,10 +234,12 @@ def workload_state(states: Mapping[str, Placement | WorkloadInfo], *, with_conne
 
 
 def connections_document(placement: Placement) -> Json:
-    """The open connections of one workload."""
-    inbound: Sequence[Json] = [
-        inbound_document(key.connection, key.host) for key in placement.registry.inbound
-    ]
+    """The open connections of one workload; equal ones, streams of one tunnel to one port, are one."""
+    listed = sorted(
+        {(entry.connection, entry.host) for entry in placement.registry.inbound},
+        key=lambda each: (str(each[0].source), each[1] or ""),
+    )
+    inbound: Sequence[Json] = [inbound_document(connection, host) for connection, host in listed]
     outbound: Sequence[Json] = [
         {
             "src": str(entry.source),

@@ -17,7 +17,7 @@ from ztunnel_trio.inpod.agent import GATE_NAME
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.observe.metrics.families import CLOCK_STEPS, NOT_READY_SECONDS, PART_RESTARTS, READY
 from ztunnel_trio.supervise.drain import Drain

@@ -18,10 +18,10 @@ from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.mesh.mesh import Changes
 from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.source import FromFile, RootSource
-from ztunnel_trio.net.failures import os_error_text
-from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.observe.metrics.families import CERTIFICATE_LEFT, CERTIFICATES, CLOCK_SKEW, REVOCATIONS_LEFT
+from ztunnel_trio.observe.words import os_error_text
 from ztunnel_trio.supervise.keep_running import Supervisor
 from ztunnel_trio.supervise.wall_clock import WallClock, utc_now
 

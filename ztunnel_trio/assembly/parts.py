@@ -17,7 +17,7 @@ from ztunnel_trio.control.local_mesh import LocalMesh
 from ztunnel_trio.dns.forward import Budget
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.proxy.workload_proxies import WorkloadProxies
 from ztunnel_trio.supervise.drain import Drain

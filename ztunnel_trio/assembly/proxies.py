@@ -13,9 +13,9 @@ from ztunnel_trio.dns.forward import Forwarder
 from ztunnel_trio.dns.host_resolver import HostResolver
 from ztunnel_trio.dns.resolv_conf import read_hosts
 from ztunnel_trio.net.sockets import SocketFactory
-from ztunnel_trio.observe.access_log import AccessLog
+from ztunnel_trio.observe.access.record import AccessLog
 from ztunnel_trio.proxy.node import Node, ProxySettings
-from ztunnel_trio.proxy.pool import PoolSettings
+from ztunnel_trio.proxy.pool_choice import PoolSettings
 from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.proxy.workload_proxies import Placement, WorkloadProxies
 

@@ -24,7 +24,7 @@ from ztunnel_trio.control.spiffe.sources import (
 from ztunnel_trio.facts import env
 from ztunnel_trio.model.socket_target import SocketTarget, UnixPath
 from ztunnel_trio.net.processes import sees_other_processes
-from ztunnel_trio.net.tls import TlsContexts
+from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.supervise.keep_running import Supervisor
 
 SETTINGS: Final = ChannelSettings(ping_seconds=600.0)

@@ -19,12 +19,13 @@ import trio
 
 from ztunnel_trio.decide.revoked import Path, Revocations, is_revoked, parse_revocations
 from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.model.ending import CertificateInvalid, Invalid, TlsCause, TlsRefused
 from ztunnel_trio.supervise.wall_clock import utc_now
 
 log = logging.getLogger("ztunnel::tls::crl")
 
-REVOKED_TEXT: Final = "invalid peer certificate: Revoked"
-UNREADABLE_TEXT: Final = "invalid peer certificate: BadEncoding"
+REVOKED: Final = TlsRefused(CertificateInvalid(Invalid.REVOKED))
+UNREADABLE: Final = TlsRefused(TlsCause.UNREADABLE_NAMES)
 Reporter = Literal["source", "destination"]
 _CHECKS_AT_ONCE: Final = 256
 
@@ -109,21 +110,21 @@ class CrlKeeper:
                 await self._reload()
             self._look_at_clock()
 
-    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> str | None:
+    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> TlsRefused | None:
         """Judge a new peer by its verified chain, the leaf first and the anchor last.
 
-        Returns the refusal's text, or None. A chain that cannot be read is refused: it cannot be checked.
+        Returns why it is refused, or None. A chain that cannot be read is refused: it cannot be checked.
         """
         if self.revocations.is_empty:
             return None
         try:
             path = Path.parse(chain_der)
         except PeerBrokeProtocol:
-            return UNREADABLE_TEXT
+            return UNREADABLE
         if not is_revoked(path, self.revocations):
             return None
         self._metrics.crl_rejection(reporter)
-        return REVOKED_TEXT
+        return REVOKED
 
     def register(
         self, chain_der: Sequence[bytes], on_revoked: Callable[[], None], *, reporter: Reporter

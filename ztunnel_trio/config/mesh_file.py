@@ -9,7 +9,7 @@ import yaml
 from ztunnel_trio.config.machine import Machine
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.facts import env
-from ztunnel_trio.net.failures import os_error_text
+from ztunnel_trio.observe.words import os_error_text
 
 MESH_FILE: Final = "./etc/istio/config/mesh"
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]

@@ -10,7 +10,7 @@ from ztunnel_trio.control.grpc import PemRoots, Roots
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.certificate import CERTIFICATE_LABEL, pem_blocks
 from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots, TokenSource
-from ztunnel_trio.net.failures import os_error_text
+from ztunnel_trio.observe.words import os_error_text
 
 SYSTEM: Final = "SYSTEM"
 _READ_SECONDS: Final = 10.0  # a projected volume that hangs must not hang us

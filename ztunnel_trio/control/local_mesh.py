@@ -26,8 +26,8 @@ from ztunnel_trio.mesh.document import (
 )
 from ztunnel_trio.mesh.entries import AddressEntry, PolicyEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch
-from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.observe.words import os_error_text
 
 log = get_logger("xds")
 

@@ -26,7 +26,7 @@ from ztunnel_trio.dns.framing import MessageStream
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.address import SocketAddress
-from ztunnel_trio.net.failures import os_error_text
+from ztunnel_trio.observe.words import os_error_text
 from ztunnel_trio.wire.dns import is_answer, is_truncated, message_id, rcode_of, with_id
 
 MAX_DATAGRAM: Final = 65535

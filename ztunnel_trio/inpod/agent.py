@@ -45,10 +45,10 @@ from ztunnel_trio.inpod.roster import (
 )
 from ztunnel_trio.model.backoff import Backoff
 from ztunnel_trio.model.workload import WorkloadInfo
-from ztunnel_trio.net.failures import os_error_text
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.seqpacket import Datagram, SeqPacket
 from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.observe.words import os_error_text
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.supervise.keep_running import Again, Done, Failed, Part, RunEnd, Supervisor
 from ztunnel_trio.supervise.readiness import Gate

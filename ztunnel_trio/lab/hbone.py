@@ -24,7 +24,9 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.listener import peer_address
 from ztunnel_trio.net.relay import SocketEnd, relay
-from ztunnel_trio.net.tls import TlsContexts, TlsFailed, accept_tls, connect_tls
+from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.tls.failures import TlsFailed
+from ztunnel_trio.net.tls.handshake import accept_tls, connect_tls
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings

@@ -17,8 +17,8 @@ others are passed on as RST_STREAM or a TCP reset.
 | the peer did nothing with the request           | `NotProcessed`                    |
 | the tunnel under it ended                       | `TunnelLost`                      |
 | a CONNECT was answered, but not with 200        | `AnsweredStatus`                  |
-| authorization                                   | `PolicyDenied`, `PolicyChanged`   |
-| revocation, the end of a drain, a deleted pod   | `Revoked`, `Drained`, `PodGone`   |
+| we ended it                                     | `PolicyChanged`, `Revoked`, `Drained`, `PodGone` |
+| an application reset its connection             | `ApplicationReset`                |
 | one direction of a relay failed                 | `DirectionFailed`                 |
 | the other side was gone, and bytes were left    | `BytesLeftOver`                   |
 | a fault of ours                                 | `Bug`                             |
@@ -242,13 +242,6 @@ class AnsweredStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyDenied:
-    """Authorization does not allow it; `rule` is the authorizer's finding."""
-
-    rule: str
-
-
-@dataclass(frozen=True, slots=True)
 class PolicyChanged:
     """Authorization allows it no more."""
 
@@ -257,11 +250,28 @@ class PolicyChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ApplicationReset:
+    """The application of either side reset its connection. Passed on, and no error of the mesh's.
+
+    ztunnel src/copy.rs: ignore_io_errors.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class BytesLeftOver:
     """Bytes came for a side that was gone."""
 
 
-Failure = SystemFailure | OtherFailure | StreamReset | NotProcessed | TunnelLost | BytesLeftOver
+Failure = (
+    SystemFailure
+    | OtherFailure
+    | DeadlinePassed
+    | StreamReset
+    | NotProcessed
+    | TunnelLost
+    | BytesLeftOver
+    | Bug
+)
 """Why one direction of a relay failed."""
 
 
@@ -287,11 +297,11 @@ Ending = (
     | NotProcessed
     | TunnelLost
     | AnsweredStatus
-    | PolicyDenied
     | PolicyChanged
     | Revoked
     | Drained
     | PodGone
+    | ApplicationReset
     | DirectionFailed
     | BytesLeftOver
     | Bug

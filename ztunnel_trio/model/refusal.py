@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from ztunnel_trio.errors import ZtunnelError
+from ztunnel_trio.model.ending import Ending
 
 
 class Reason(Enum):
-    """Why a connection was refused or ended. `observe.access_log` maps each to text, flag and status."""
+    """Why a connection was refused. `observe.words` has the text and the flag of each."""
 
-    # before a connection is established
     RECURSIVE_CALL = "recursive_call"
     UNKNOWN_LOCAL_WORKLOAD = "unknown_local_workload"
     NO_HEALTHY_UPSTREAM = "no_healthy_upstream"
@@ -36,25 +37,39 @@ class Reason(Enum):
     H2_HANDSHAKE = "h2_handshake"
     H2 = "h2"
     HTTP_STATUS = "http_status"
-    POOL_DRAINING = "pool_draining"
-    # after it was
-    RELAY = "relay"
-    POLICY_CHANGE = "policy_change"
-    CERTIFICATE_REVOKED = "certificate_revoked"
-    DRAIN = "drain"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refusal: its reason and the particulars its text inserts, e.g. the target address."""
+    """One refusal: its reason, and what it was about or what happened.
+
+    `subject` names what a decision found wanting: an address, a hostname, a resource. `cause` is what
+    happened where something was tried. One of them at most is given.
+    """
 
     reason: Reason
-    detail: str = ""
+    subject: str = ""
+    cause: Ending | None = None
 
 
 class Refused(ZtunnelError):
     """Carries a `Refusal` out of the pure world to where it is logged and answered."""
 
     def __init__(self, refusal: Refusal) -> None:
-        super().__init__(f"{refusal.reason.value}: {refusal.detail}")
+        about = refusal.subject if refusal.cause is None else repr(refusal.cause)
+        super().__init__(f"{refusal.reason.value}: {about}")
         self.refusal = refusal
+
+
+# What a refused CONNECT is answered with; 401, not 403: ztunnel src/proxy/inbound.rs
+_ANSWERS: Final = {
+    Reason.WRONG_METHOD: 400,
+    Reason.BAD_AUTHORITY: 400,
+    Reason.IP_MISMATCH: 400,
+    Reason.POLICY_REJECTION: 401,
+}
+
+
+def answer_to(reason: Reason) -> int:
+    """The HTTP status that answers a CONNECT refused for this reason."""
+    return _ANSWERS.get(reason, 503)

@@ -1,9 +1,15 @@
-"""How the end of a relayed connection is told: to the other side by a reset, to the log in known words."""
+"""How a socket's end is found and told: what an exception says about it, and the reset of its peer.
+
+*Armed sockets.* While a connection is relayed, both its sockets have SO_LINGER(1, 0): however this process
+leaves them - closed on cancellation, killed, out of memory - the kernel sends RST and not FIN, which the
+applications would take for a complete transfer. Only the clean end of both directions disarms them.
+"""
 
 import errno
 import fcntl
 import os
 import socket
+import ssl
 import struct
 import sys
 import termios
@@ -12,59 +18,57 @@ from typing import Final
 
 import trio
 
-_LINGER_ZERO = struct.pack("ii", 1, 0)
-DEADLINE_TEXT: Final = "deadline has elapsed"
+from ztunnel_trio.model.ending import DeadlinePassed, OtherFailure, SystemFailure, TlsRefused
+from ztunnel_trio.net.tls.failures import tls_ending
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger of socket(7)
+_FIN_ON_CLOSE: Final = struct.pack("ii", 0, 0)
 # ztunnel src/copy.rs: ignore_io_errors
-SWALLOWED: Final = frozenset((errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
+RESETS: Final = frozenset((errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE))
 
 
-def os_error_text(error: OSError) -> str:
-    """An OSError as the reference prints it: `Connection reset by peer (os error 104)`."""
-    if not error.errno:
-        return str(error)
-    return f"{os.strerror(error.errno)} (os error {error.errno})"
+def ending_of(error: BaseException) -> SystemFailure | OtherFailure | DeadlinePassed | TlsRefused:
+    """What an I/O failure says about the end of a connection.
 
-
-def io_text(error: BaseException) -> str:
-    """An I/O failure as the operating system words it: `Connection refused (os error 111)`.
-
-    A deadline of ours is `deadline has elapsed`. Trio's errors are told by what caused them.
+    A deadline of ours is an exception without a number of the system's. Trio's errors are told by what
+    caused them, a group by its first member.
     """
     seen = error
-    for _ in range(8):
-        if isinstance(seen, BaseExceptionGroup):
-            seen = seen.exceptions[0]
-        elif isinstance(seen, OSError) and seen.errno is not None and seen.errno > 0 and not _is_tls(seen):
-            return os_error_text(seen)
-        elif isinstance(seen, (trio.BrokenResourceError, trio.ClosedResourceError)) and seen.__cause__:
-            seen = seen.__cause__
-        else:
-            break
-    if isinstance(seen, (trio.TooSlowError, TimeoutError)):
-        return DEADLINE_TEXT
-    if isinstance(seen, trio.BrokenResourceError):
-        return str(seen) or "broken pipe"
-    return str(seen) or type(seen).__name__
+    while isinstance(seen, BaseExceptionGroup) or (
+        isinstance(seen, (trio.BrokenResourceError, trio.ClosedResourceError)) and seen.__cause__
+    ):
+        cause = seen.exceptions[0] if isinstance(seen, BaseExceptionGroup) else seen.__cause__
+        assert cause is not None
+        seen = cause
+    match seen:
+        case ssl.SSLError():
+            return tls_ending(seen)
+        case OSError() if seen.errno is not None and seen.errno > 0:
+            return SystemFailure(seen.errno)
+        case trio.TooSlowError() | TimeoutError():
+            return DeadlinePassed()
+        case trio.BrokenResourceError():
+            return OtherFailure(str(seen) or "broken pipe")
+        case _:
+            return OtherFailure(str(seen) or type(seen).__name__)
 
 
-def _is_tls(error: OSError) -> bool:
-    """Whether it is one of `ssl`'s errors: they are `OSError`s whose number is not the system's."""
-    return type(error).__module__ == "ssl"
+def arm(sock: socket.socket) -> None:
+    """From now on closing this socket resets its peer, whoever closes it."""
+    with suppress(OSError):  # it is dead already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+def disarm(sock: socket.socket) -> None:
+    """From now on closing this socket sends what is left of its data, and FIN."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FIN_ON_CLOSE)
 
 
 def reset_socket(sock: socket.socket) -> None:
     """Close with a TCP reset."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    arm(sock)
     sock.close()
-
-
-def in_direction(direction: str, text: str) -> str:
-    """Put the direction where the reference puts it: `while closing connection: send: …`, `receive: …`."""
-    closing = "while closing connection: "
-    if text.startswith(closing):
-        return f"{closing}{direction}: {text.removeprefix(closing)}"
-    return f"{direction}: {text}"
 
 
 def unsent_bytes(sock: socket.socket) -> int:
@@ -83,11 +87,11 @@ def pending_error(sock: socket.socket) -> OSError | None:
     return OSError(code, os.strerror(code)) if code else None
 
 
-def shutdown_writing(sock: socket.socket) -> str | None:
-    """Send FIN; returns what the log calls a failure, where it is one."""
+def shutdown_writing(sock: socket.socket) -> SystemFailure | None:
+    """Send FIN; returns what went wrong, which nobody who is gone can have."""
     try:
         sock.shutdown(socket.SHUT_WR)
     except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            return f"while closing connection: io error: {os_error_text(error)}"
+        if error.errno is not None and error.errno != errno.ENOTCONN:
+            return SystemFailure(error.errno)
     return None

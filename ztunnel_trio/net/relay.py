@@ -4,11 +4,12 @@ A connection's one Trio task runs its `Pair`, which registers the ends and waits
 reason unregisters and closes them. The pumps themselves are synchronous and run by the engine.
 
 *Half-close.* The end of one direction is passed on (FIN or END_STREAM) and the other direction runs on.
-*Resets are passed on* (RFC 9113 8.5): a TCP connection that fails resets its stream with CONNECT_ERROR or
-the TCP connection on the other side; a stream reset with an error becomes a TCP reset. A stream that ended
-with NO_ERROR or with its tunnel looks like an end of data.
-*What the log says* follows the reference (ztunnel src/copy.rs): resets and broken pipes of TCP are no
-errors, a stream that cannot take the last bytes or the last word is one.
+*Only that is clean.* A TCP connection that fails resets its stream with CONNECT_ERROR (RFC 9113 8.5) or the
+TCP connection on the other side; a stream that ends in any other way - reset, lost with its tunnel -
+becomes a TCP reset, also for an application that only writes and would never read an end.
+*What came before it goes first*, while the application takes it: it has the truth about what was complete.
+*What the log says* follows the reference (ztunnel src/copy.rs): resets and broken pipes of an application's
+TCP connection are passed on and no errors of ours; everything else that is not clean is one.
 """
 
 import select
@@ -16,20 +17,37 @@ import socket
 from typing import Final, Protocol
 
 from ztunnel_trio.errors import WeBrokeProtocol
+from ztunnel_trio.model.ending import (
+    CLEAN,
+    By,
+    BytesLeftOver,
+    DirectionFailed,
+    Ending,
+    Failure,
+    Flow,
+    StreamReset,
+    SystemFailure,
+)
 from ztunnel_trio.net.engine import CHUNK_BYTES, CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine
 from ztunnel_trio.net.failures import (
-    SWALLOWED,
-    in_direction,
-    os_error_text,
+    RESETS,
+    arm,
+    disarm,
     pending_error,
-    reset_socket,
     shutdown_writing,
     unsent_bytes,
 )
 from ztunnel_trio.net.pair import Pair, Traffic
 from ztunnel_trio.net.socket_pair import SocketPair
 
-CONNECT_ERROR: Final = 10  # RFC 9113 7
+STREAM_CLOSED: Final = 5  # RFC 9113 7
+CANCEL: Final = 8
+CONNECT_ERROR: Final = 10
+
+
+_OUTBOUND_FLOWS: Final = (Flow.TO_DESTINATION, Flow.TO_SOURCE)  # the socket is the client's
+_INBOUND_FLOWS: Final = (Flow.TO_SOURCE, Flow.TO_DESTINATION)
+_PASSED_ON_RESET: Final = StreamReset(CONNECT_ERROR, By.PEER)  # as little an error here as it is there
 
 
 class StreamReader(Protocol):
@@ -39,10 +57,14 @@ class StreamReader(Protocol):
         """Bytes from the peer; returns how many the other side took. The rest is kept and offered again."""
 
     def ended(self) -> None:
-        """No more bytes will come, and all have been taken."""
+        """END_STREAM has come, and all bytes before it have been taken."""
 
-    def was_reset(self, code: int) -> None:
-        """The peer reset the stream with an error, or broke its rules; nothing more in either direction."""
+    def failed(self, failure: Failure) -> None:
+        """The stream is over without END_STREAM from both sides: reset by whomever, or its tunnel is lost.
+
+        Told at once and once, whatever the application does. What the stream still keeps is offered on
+        every `StreamEnd.flush`.
+        """
 
     def resume(self) -> None:
         """There may be room again."""
@@ -63,15 +85,16 @@ class StreamEnd(Protocol):
     def send(self, chunk: memoryview, length: int) -> None:
         """Send the `length` bytes of payload that follow nine free ones in `chunk`."""
 
-    def end(self) -> str | None:
-        """Send the end of data. Returns why the peer could not be told, in the words of the log."""
+    def end(self) -> Failure | None:
+        """Send the end of data. Returns why the peer could not be told, where that is a failure."""
 
     @property
     def is_gone(self) -> bool:
         """Whether nothing can be sent any more: reset, or the tunnel lost."""
 
-    def failure(self) -> str | None:
-        """The reset that ended this stream, in the words of the log."""
+    @property
+    def kept(self) -> int:
+        """Bytes from the peer that the reader has not taken yet."""
 
     def reset(self, code: int) -> None:
         """Give the stream up; harmless when it is over."""
@@ -92,8 +115,8 @@ class SocketEnd:
 Endpoint = SocketEnd | StreamEnd
 
 
-async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: Traffic) -> str | None:
-    """Copy both ways until both have ended; returns None or what the log calls the failure.
+async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: Traffic) -> Ending:
+    """Copy both ways until both have ended; returns how they did.
 
     Owns both ends from the call on and closes them on every way out. At least one is a socket.
     """
@@ -117,14 +140,13 @@ class _StreamPair(Pair):
     __slots__ = (
         "_fd",
         "_hanging_up",
-        "_is_outbound",
+        "_inward",
         "_may_read",
         "_may_write",
-        "_read_error",
+        "_outward",
         "_reads",
         "_sock",
         "_stream",
-        "_write_error",
         "_writes",
     )
 
@@ -135,14 +157,16 @@ class _StreamPair(Pair):
         self._sock = sock
         self._fd = sock.fileno()
         self._stream = stream
-        self._is_outbound = is_outbound  # the socket is the client's
+        # where bytes go from the socket into the stream, and from the stream to the socket
+        self._inward, self._outward = _OUTBOUND_FLOWS if is_outbound else _INBOUND_FLOWS
         self._may_read = False
         self._may_write = True  # attempt first
         self._hanging_up = False  # the kernel has seen the peer's FIN or a failure: read to the end of it
         self._reads = True  # socket -> stream runs
         self._writes = True  # stream -> socket runs
-        self._read_error: str | None = None  # of socket -> stream
-        self._write_error: str | None = None  # of stream -> socket
+
+    def _arm(self) -> None:
+        arm(self._sock)
 
     def _start(self) -> None:
         self._engine.register(self._fd, self)
@@ -157,22 +181,14 @@ class _StreamPair(Pair):
         self._stream.close()
 
     def _close_socket(self) -> None:
+        """Close it: with FIN after a clean end, else, armed as it is, with RST."""
         if self._fd >= 0:
             self._engine.forget(self._fd)
             self._fd = -1
         self._sock.close()
 
-    def _failure(self) -> str | None:
-        first, second = self._read_error, self._write_error  # socket -> stream, stream -> socket
-        if first is None and second is None:
-            return None
-        names = ("send", "receive")
-        if not self._is_outbound:
-            first, second = second, first
-        for name, text in zip(names, (first, second), strict=True):
-            if text is not None:
-                return in_direction(name, text)
-        return None
+    def _left_for(self, sock: socket.socket) -> int:
+        return self._stream.kept + super()._left_for(sock) if self._writes else super()._left_for(sock)
 
     # -- called by the engine
 
@@ -187,13 +203,19 @@ class _StreamPair(Pair):
             self._may_read = True
             if self._reads:
                 self._pump()
-            elif (
-                flags & select.EPOLLERR and self._fd >= 0 and (error := pending_error(self._sock)) is not None
-            ):
-                self._socket_failed(error)  # after its FIN, so no read will tell
+            if flags & select.EPOLLERR and not self.done.is_set:
+                self._look_for_error()
 
     def go_on(self) -> None:
         self._pump()
+
+    def _look_for_error(self) -> None:
+        """Find a reset that no read will: after the peer's FIN, or while the stream has no room."""
+        if self._reads and self._stream.room() > 0:
+            return  # reads come to it, behind the bytes before it
+        error = pending_error(self._sock)
+        if error is not None:
+            self._socket_failed(error)
 
     # -- socket -> stream
 
@@ -221,7 +243,7 @@ class _StreamPair(Pair):
                 self._read_ended()
                 return
             stream.send(engine.outgoing, count)
-            if self._is_outbound:
+            if self._inward is Flow.TO_DESTINATION:
                 self._traffic.to_destination += count
             else:
                 self._traffic.to_source += count
@@ -241,16 +263,16 @@ class _StreamPair(Pair):
             self._socket_failed(error)
             return
         if count:
-            side = "destination" if self._is_outbound else "client"
-            self._read_error = f"{side} disconnected before all data was written"
+            self._failed(DirectionFailed(self._inward, BytesLeftOver()))
         self._read_ended()
 
     def _read_ended(self) -> None:
         self._reads = False
-        text = self._stream.end()
-        if text is not None:
-            self._read_error = f"while closing connection: {text}"
-        self._check_done()
+        failure = self._stream.end()
+        if failure is not None:
+            self._failed(DirectionFailed(self._inward, failure, while_closing=True))
+        if not self._writes:
+            self._finish()
 
     # -- stream -> socket
 
@@ -267,7 +289,7 @@ class _StreamPair(Pair):
         except OSError as error:
             self._socket_failed(error)
             return len(data)
-        if self._is_outbound:
+        if self._inward is Flow.TO_DESTINATION:
             self._traffic.to_source += count
         else:
             self._traffic.to_destination += count
@@ -279,49 +301,57 @@ class _StreamPair(Pair):
         if not self._writes:
             return
         self._writes = False
-        if not self._reads:
-            self._close_socket()  # its FIN has come, ours goes with the closing
-            self.done.set()
+        if not self._reads and self.owes_reset is None:
+            self._finish()  # its FIN has come, ours goes with the closing
             return
-        self._write_error = shutdown_writing(self._sock)
+        failure = shutdown_writing(self._sock)
+        if failure is not None:
+            self._failed(DirectionFailed(self._outward, failure, while_closing=True))
         if self._may_read and self._stream.is_gone:
             self._engine.again(self)
 
     def resume(self) -> None:
         self._pump()
 
-    # -- failures
+    # -- ends
 
-    def was_reset(self, code: int) -> None:
-        """The stream was reset with an error: so is the socket, once it has sent what came before."""
-        if self._fd < 0:
+    def _finish(self) -> None:
+        """Both directions have ended."""
+        if self.ending is CLEAN:
+            disarm(self._sock)
+        self._close_socket()
+        self.done.set()
+
+    def failed(self, failure: Failure) -> None:
+        if self._fd < 0 or self.done.is_set:
             return
-        text = self._stream.failure()
-        if self._reads:
-            ending = self._stream.end()
-            if ending is not None:
-                self._read_error = f"while closing connection: {ending}"
-        if self._writes and text is not None:
-            self._write_error = f"io error: {text}"
-        self._reads = self._writes = False
-        self._engine.unregister(self._fd)
-        self._fd = -1
+        if failure == _PASSED_ON_RESET:
+            self._was_reset()
+        else:
+            if self._writes and (not self._reads or _is_worth_two_words(failure)):
+                self._failed(DirectionFailed(self._outward, failure))
+            if self._reads:
+                self._failed(DirectionFailed(self._inward, failure, while_closing=True))
+        self._reads = False
         self.owes_reset = self._sock
-        if not unsent_bytes(self._sock):
-            reset_socket(self._sock)
+        if not self._stream.kept:
+            self._writes = False
+            if not unsent_bytes(self._sock):
+                self._close_socket()
         self.done.set()
 
     def _socket_failed(self, error: OSError) -> None:
         """The socket is dead: so is the stream. A reset is no error in the log."""
-        text = None if error.errno in SWALLOWED else f"io error: {os_error_text(error)}"
-        if self._reads:
-            self._read_error = text
-        elif self._writes:
-            self._write_error = text
+        if error.errno in RESETS:
+            self._was_reset()
+        elif self._reads or self._writes:
+            cause = SystemFailure(error.errno or 0)
+            self._failed(DirectionFailed(self._inward if self._reads else self._outward, cause))
         self._reads = self._writes = False
         self._stream.reset(CONNECT_ERROR)
         self.done.set()
 
-    def _check_done(self) -> None:
-        if not self._reads and not self._writes:
-            self.done.set()
+
+def _is_worth_two_words(failure: Failure) -> bool:
+    """Whether it is a failure of what was to be read as well, and not only a pipe without a reader."""
+    return isinstance(failure, StreamReset) and failure.code not in (STREAM_CLOSED, CANCEL)

@@ -7,15 +7,9 @@ Read into the shared buffer, written from it; a backlog only for what a full sin
 import select
 import socket
 
+from ztunnel_trio.model.ending import CLEAN, DirectionFailed, Flow, SystemFailure
 from ztunnel_trio.net.engine import CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine
-from ztunnel_trio.net.failures import (
-    SWALLOWED,
-    in_direction,
-    os_error_text,
-    pending_error,
-    reset_socket,
-    shutdown_writing,
-)
+from ztunnel_trio.net.failures import RESETS, arm, disarm, pending_error, shutdown_writing
 from ztunnel_trio.net.pair import Pair, Traffic
 
 
@@ -25,7 +19,6 @@ class _Half:
     __slots__ = (
         "_pair",
         "backlog",
-        "error",
         "fd",
         "hanging_up",
         "may_read",
@@ -45,7 +38,6 @@ class _Half:
         self.hanging_up = False
         self.reads = True  # the direction from here to the other runs
         self.backlog: bytearray | None = None  # read here, not yet taken by the other
-        self.error: str | None = None
 
     def ready(self, flags: int) -> None:
         if flags & HANGING_UP:
@@ -57,11 +49,19 @@ class _Half:
             self.may_read = True
             if self.reads:
                 self._pair.pump(self)
-            elif flags & select.EPOLLERR and self.fd >= 0 and (error := pending_error(self.sock)) is not None:
-                self._pair.failed(self.other, self, error)  # after its FIN, so no read will tell
+            if flags & select.EPOLLERR and self.fd >= 0 and not self._pair.done.is_set:
+                self._look_for_error()
 
     def go_on(self) -> None:
         self._pair.pump(self)
+
+    def _look_for_error(self) -> None:
+        """Find a reset that no read will: after the peer's FIN, or while the other side takes nothing."""
+        if self.reads and self.other.may_write:
+            return  # reads come to it, behind the bytes before it
+        error = pending_error(self.sock)
+        if error is not None:
+            self._pair.failed(self if self.reads else self.other, self, error)
 
     def broke(self, error: Exception) -> None:
         self._pair.broke(error)
@@ -80,6 +80,10 @@ class SocketPair(Pair):
         self._upstream = _Half(self, upstream)
         self._client.other, self._upstream.other = self._upstream, self._client
 
+    def _arm(self) -> None:
+        for half in (self._client, self._upstream):
+            arm(half.sock)
+
     def _start(self) -> None:
         for half in (self._client, self._upstream):
             self._engine.register(half.fd, half)
@@ -95,12 +99,8 @@ class SocketPair(Pair):
                 half.fd = -1
             half.sock.close()
 
-    def _failure(self) -> str | None:
-        if self._client.error is not None:
-            return in_direction("send", self._client.error)
-        if self._upstream.error is not None:
-            return in_direction("receive", self._upstream.error)
-        return None
+    def _flow(self, source: _Half) -> Flow:
+        return Flow.TO_DESTINATION if source is self._client else Flow.TO_SOURCE
 
     def pump(self, source: _Half) -> None:
         """Move bytes from one socket to the other: at most a turn's share."""
@@ -170,19 +170,27 @@ class SocketPair(Pair):
 
     def _ended(self, source: _Half, sink: _Half) -> None:
         source.reads = False
-        source.error = shutdown_writing(sink.sock)
+        failure = shutdown_writing(sink.sock)
+        if failure is not None:
+            self._failed(DirectionFailed(self._flow(source), failure, while_closing=True))
         if not sink.reads:
+            if self.ending is CLEAN:
+                disarm(source.sock)
+                disarm(sink.sock)
             self.done.set()
 
     def failed(self, source: _Half, dead: _Half, error: OSError) -> None:
         """One socket is dead, found while moving bytes from `source`: the other is reset."""
-        if not self._client.reads and not self._upstream.reads and self.done.is_set:
+        if self.done.is_set:
             return
-        if error.errno not in SWALLOWED:
-            source.error = f"io error: {os_error_text(error)}"
+        if error.errno in RESETS:
+            self._was_reset()
+        else:
+            cause = SystemFailure(error.errno or 0)
+            self._failed(DirectionFailed(self._flow(source), cause))
         self._client.reads = self._upstream.reads = False
         other = dead.other
         self._engine.unregister(other.fd)
         other.fd = -1
-        reset_socket(other.sock)
+        other.sock.close()  # armed: with RST
         self.done.set()

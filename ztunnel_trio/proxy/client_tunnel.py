@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import trio
 
 from ztunnel_trio.model.address import HboneTarget
+from ztunnel_trio.model.ending import Loss, NotProcessed, PeerSilent, TunnelLost
 from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.transport import Transport
 from ztunnel_trio.observe.log import get_logger
@@ -37,7 +38,7 @@ class ClientTunnel(Tunnel):
             task_status.started()
             if not await self._outlast():
                 log.warning("HBONE ping timeout/error")
-                self.failure_text = self.lost_text = "ping timeout"
+                self._blame(PeerSilent())
                 return
             await self._say_goodbye()
         finally:
@@ -100,7 +101,7 @@ class ClientTunnel(Tunnel):
             H2Failed: there will be no answer.
         """
         if not self.is_usable:
-            raise H2Failed(self.failure_text)
+            raise H2Failed(TunnelLost(self.loss))
         stream_id = self.core.open_stream(str(authority), headers)
         stream = self._streams[stream_id] = TunnelStream(self, stream_id)
         self._doubts.add(stream.expect_answer(self.engine), now)
@@ -129,7 +130,7 @@ class ClientTunnel(Tunnel):
         try:
             while stream.status == 0:
                 if stream.is_gone:
-                    raise H2Failed(stream.no_answer_text())
+                    raise H2Failed(stream.no_answer())
                 heard = self._heard
                 answer = stream.expect_answer(self.engine)
                 self.core.ping(PING)
@@ -137,7 +138,7 @@ class ClientTunnel(Tunnel):
                 with trio.move_on_after(self.settings.proof_seconds) as waiting:
                     await answer.wait()
                 if waiting.cancelled_caught and self._heard == heard:
-                    raise H2Failed("ping timeout")
+                    raise H2Failed(TunnelLost(PeerSilent()))
         except BaseException:
             stream.close()
             raise
@@ -148,10 +149,9 @@ class ClientTunnel(Tunnel):
         if not self._streams:
             self._close_if_idle()
 
-    def abort(self, reason: str) -> None:
-        """Close at once, without a word; all streams end. `reason` is what waiting requests fail with."""
-        self.failure_text = reason
-        self.lost_text = None
+    def abort(self, loss: Loss) -> None:
+        """Close at once, without a word; all streams are lost for this reason."""
+        self.loss = loss
         self._lose()
 
     def _close_if_idle(self) -> None:
@@ -168,7 +168,7 @@ class ClientTunnel(Tunnel):
     def _go_away_received(self, event: http2.GoAwayReceived) -> None:
         super()._go_away_received(event)
         for stream_id in event.unprocessed:
-            self._stream_over(stream_id, event.code, by_us=False)
+            self._stream_over(stream_id, NotProcessed(event.code))
 
     def _after_streams_changed(self) -> None:
         if not self._queue:

@@ -1,38 +1,29 @@
 """Dialling the peer's proxy: certificate, TCP, TLS, and the tunnel on top; every failure by its reason."""
 
-import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import trio
 
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.certificate import WorkloadCertificate
+from ztunnel_trio.model.ending import Ending, Revoked
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.model.workload import WorkloadInfo
-from ztunnel_trio.net.failures import io_text
+from ztunnel_trio.net.failures import ending_of
 from ztunnel_trio.net.sockets import SocketFactory
-from ztunnel_trio.net.tls import (
-    TlsFailed,
-    TlsMisconfigured,
-    TlsPeer,
-    connect_tls,
-    describe,
-    judge_server,
-    proven_peer,
-)
-from ztunnel_trio.net.tls_memory import MemoryTls
+from ztunnel_trio.net.tls.failures import TlsFailed, TlsMisconfigured
+from ztunnel_trio.net.tls.handshake import connect_tls
+from ztunnel_trio.net.tls.memory import MemoryTls
+from ztunnel_trio.net.tls.peer import TlsPeer, judge_server, proven_peer
+from ztunnel_trio.proxy import farewell
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.node import Node
-from ztunnel_trio.proxy.pool import PoolKey
-from ztunnel_trio.proxy.registry import Cancellable
-from ztunnel_trio.proxy.tunnel_stream import Carrier, TunnelStream
-
-REVOKED: Final = "peer certificate revoked by CRL"
+from ztunnel_trio.proxy.pool_choice import PoolKey
+from ztunnel_trio.proxy.tunnel_stream import TunnelStream
 
 
 @dataclass(slots=True, eq=False)
@@ -42,18 +33,20 @@ class Dialler:
     node: Node
     info: WorkloadInfo
     sockets: SocketFactory
-    connections: dict[Carrier, set[Cancellable]] = field(default_factory=dict)  # relayed through them
 
     async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
         """Our own certificate.
 
         Raises:
-            Refused: none can be had (`Reason.IDENTITY`).
+            Refused: none can be had, or not in time (`Reason.IDENTITY`).
         """
         try:
-            return await self.node.certificates.certificate(identity)
+            with trio.fail_after(self.node.settings.handshake_seconds):
+                return await self.node.certificates.certificate(identity)
         except Unavailable as error:
             raise Refused(Refusal(Reason.IDENTITY, str(error))) from error
+        except trio.TooSlowError as error:
+            raise Refused(Refusal(Reason.IDENTITY, cause=ending_of(error))) from error
 
     async def tunnel(self, key: PoolKey, connect_seconds: float) -> tuple[ClientTunnel, TlsPeer]:
         """A new tunnel to the proxy of `key.destination`, whose identity was checked.
@@ -69,9 +62,9 @@ class Dialler:
             with trio.fail_after(connect_seconds):
                 sock = await self.sockets.connect(key.destination)
         except trio.TooSlowError as error:
-            raise Refused(Refusal(Reason.HBONE_CONNECT_TIMEOUT, io_text(error))) from error
+            raise Refused(Refusal(Reason.HBONE_CONNECT_TIMEOUT, cause=ending_of(error))) from error
         except OSError as error:
-            raise Refused(Refusal(Reason.IO, io_text(error))) from error
+            raise Refused(Refusal(Reason.IO, cause=ending_of(error))) from error
         try:
             with trio.fail_after(settings.handshake_seconds):
                 tls, peer = await connect_tls(
@@ -80,13 +73,14 @@ class Dialler:
                     key.expected,
                     contexts=self.node.contexts,
                     verdict=self.node.verdict_for("source"),
+                    farewell=farewell.to_server,
                 )
         except TlsMisconfigured as error:
             raise Refused(Refusal(Reason.TLS_CONFIG, str(error))) from error
         except TlsFailed as error:
-            raise Refused(Refusal(Reason.IO, str(error))) from error
+            raise Refused(Refusal(Reason.IO, cause=error.ending)) from error
         except (OSError, trio.TooSlowError) as error:
-            raise Refused(Refusal(Reason.IO, io_text(error))) from error
+            raise Refused(Refusal(Reason.IO, cause=ending_of(error))) from error
         return ClientTunnel(self.node.engine, tls, settings.tunnel), peer
 
     async def inner_tunnel(
@@ -104,26 +98,29 @@ class Dialler:
             outer.close()
             raise Refused(Refusal(Reason.TLS_CONFIG, str(error))) from error
         memory = MemoryTls(engine, outer, context, server_side=False)
+        is_ours = True
         try:
             with trio.fail_after(self.node.settings.handshake_seconds):
                 await memory.handshake()
             peer = proven_peer(memory.tls)
-            why_not = judge_server(peer, expected)
-            if why_not is None and (verdict := self.node.verdict_for("source")) is not None:
-                why_not = verdict(peer)
-            if why_not is not None:
-                raise TlsFailed(why_not)
-        except BaseException as error:
-            memory.stop()
-            match error:
-                case ssl.SSLError():
-                    raise Refused(Refusal(Reason.IO, describe(error))) from error
-                case TlsFailed():
-                    raise Refused(Refusal(Reason.IO, str(error))) from error
-                case OSError() | trio.TooSlowError():
-                    raise Refused(Refusal(Reason.IO, io_text(error))) from error
-            raise
+            refusal = judge_server(peer, expected) or self.verdict(peer)
+            if refusal is not None:
+                raise TlsFailed(refusal)
+            is_ours = False
+        except TlsFailed as error:
+            memory.refuse(farewell.to_server(error.ending))
+            raise Refused(Refusal(Reason.IO, cause=error.ending)) from error
+        except (OSError, trio.TooSlowError) as error:  # OpenSSL's errors are OSErrors, too
+            raise Refused(Refusal(Reason.IO, cause=ending_of(error))) from error
+        finally:
+            if is_ours:
+                memory.stop()
         return ClientTunnel(engine, memory, self.node.settings.tunnel), peer
+
+    def verdict(self, peer: TlsPeer) -> Ending | None:
+        """Why a proven server is nevertheless refused, or None."""
+        verdict = self.node.verdict_for("source")
+        return None if verdict is None else verdict(peer)
 
     @contextmanager
     def watch(self, tunnel: ClientTunnel, peer: TlsPeer) -> Iterator[None]:
@@ -131,36 +128,9 @@ class Dialler:
         if self.node.revocations is None:
             yield
             return
-        on_revoked = partial(self.revoke, tunnel)
+        on_revoked = partial(tunnel.abort, Revoked())
         registration = self.node.revocations.register(peer.chain_der, on_revoked, reporter="source")
         try:
             yield
         finally:
             registration.release()
-
-    def trust(self, tunnels: Sequence[Carrier], body: Cancellable) -> None:
-        """Until `distrust`, cancel `body` when the peer of one of these tunnels is revoked."""
-        for tunnel in tunnels:
-            self.connections.setdefault(tunnel, set()).add(body)
-
-    def distrust(self, tunnels: Sequence[Carrier], body: Cancellable) -> None:
-        """The connection is over."""
-        for tunnel in tunnels:
-            bodies = self.connections[tunnel]
-            bodies.discard(body)
-            if not bodies:
-                del self.connections[tunnel]
-
-    def revoke(self, tunnel: ClientTunnel) -> None:
-        """Nobody trusts the peer of this tunnel any more."""
-        for body in self.connections.get(tunnel, ()):
-            body.cancel(reason=REVOKED)
-        tunnel.abort(REVOKED)
-
-
-def is_revoked(tunnels: Sequence[Carrier]) -> bool:
-    """Whether one of these tunnels ended because its peer's certificate was revoked."""
-    for tunnel in tunnels:  # noqa: SIM110  every connection comes here: no generator
-        if tunnel.failure_text == REVOKED:
-            return True
-    return False

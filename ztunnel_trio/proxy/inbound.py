@@ -5,9 +5,7 @@ answered 200 when the application took the connection.
 """
 
 import socket
-import ssl
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 import trio
@@ -18,23 +16,27 @@ from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.address import IPAddress, NetworkAddress, SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.connection import Direction, InboundConnection
+from ztunnel_trio.model.ending import Revoked
 from ztunnel_trio.model.identity import SpiffeId
-from ztunnel_trio.model.refusal import Reason, Refusal, Refused
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused, answer_to
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
-from ztunnel_trio.net.failures import io_text
+from ztunnel_trio.net.failures import ending_of
 from ztunnel_trio.net.listener import local_address
 from ztunnel_trio.net.pair import Pair
 from ztunnel_trio.net.relay import SocketEnd, pair_of
 from ztunnel_trio.net.sockets import SocketFactory
-from ztunnel_trio.net.tls import TlsFailed, TlsPeer, accept_tls
-from ztunnel_trio.observe.access_log import ConnectionFacts, status_of
+from ztunnel_trio.net.tls.failures import TlsFailed, TlsMisconfigured
+from ztunnel_trio.net.tls.handshake import Secured, accept_tls
+from ztunnel_trio.net.tls.peer import TlsPeer
+from ztunnel_trio.observe.access.facts import ConnectionFacts
+from ztunnel_trio.observe.access.record import ConnectionRecord
 from ztunnel_trio.observe.log import Bare, span
-from ztunnel_trio.proxy.held import Held
+from ztunnel_trio.proxy import farewell
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
-from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
+from ztunnel_trio.proxy.registry import InboundEntry, Registry
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
-from ztunnel_trio.proxy.serving import ended_by, log
+from ztunnel_trio.proxy.serving import log
 from ztunnel_trio.proxy.tunnel import Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed
 from ztunnel_trio.supervise.drain import Drain
@@ -68,23 +70,22 @@ class Inbound:
     is_transparent: bool  # the application may see the client's own address
     alive: set[Tunnel]  # every tunnel that runs; the owner's
 
-    async def serve(self, sock: socket.socket, peer: SocketAddress) -> None:
+    async def serve(self, sock: socket.socket, client: SocketAddress) -> None:
         """Serve one TCP connection: handshake, then a tunnel until either side ends it."""
         with self.node.metrics.sockets_open("destination"):
             local = local_address(sock)
-            deny = partial(
-                self.node.access.refuse, source=peer, destination=local, direction=Direction.INBOUND
-            )
-            try:
-                tls, who = await self.shake_hands(sock)
-            except Refused as error:
-                deny(refusal=error.refusal)
-                return
-            except BaseException as error:
-                deny(refusal=ended_by(error))
-                raise
-            tunnel = ServerTunnel(self.node.engine, tls, self.node.settings.tunnel)
-            await TunnelServer(self, tunnel, peer, local, who).run()
+            secured = await self.secure(sock, client, local)
+            if secured is not None:
+                tunnel = ServerTunnel(self.node.engine, secured.tls, self.node.settings.tunnel)
+                await TunnelServer(self, tunnel, client, local, secured.peer).run()
+
+    async def secure(
+        self, sock: socket.socket, client: SocketAddress, local: SocketAddress
+    ) -> Secured | None:
+        """Shake hands; None, and an access line, where that fails."""
+        with self.node.access.connection(client, local, Direction.INBOUND):
+            return await self.shake_hands(sock)
+        return None
 
     async def certificate(self) -> WorkloadCertificate:
         """The certificate of our workload.
@@ -102,9 +103,9 @@ class Inbound:
         except Unavailable as error:
             raise Refused(Refusal(Reason.SIGNING, str(error))) from error
         except trio.TooSlowError as error:
-            raise Refused(Refusal(Reason.SIGNING, io_text(error))) from error
+            raise Refused(Refusal(Reason.SIGNING, cause=ending_of(error))) from error
 
-    async def shake_hands(self, sock: socket.socket) -> tuple[ssl.SSLSocket, TlsPeer]:
+    async def shake_hands(self, sock: socket.socket) -> Secured:
         """Take the peer's TLS, on the certificate of our workload.
 
         Raises:
@@ -118,13 +119,14 @@ class Inbound:
                     certificate,
                     contexts=self.node.contexts,
                     verdict=self.node.verdict_for("destination"),
+                    farewell=farewell.to_client,
                 )
-        except trio.TooSlowError as error:
-            raise Refused(Refusal(Reason.TLS_HANDSHAKE, io_text(error))) from error
-        except TlsFailed as error:
+        except TlsMisconfigured as error:
             raise Refused(Refusal(Reason.TLS_HANDSHAKE, str(error))) from error
-        except OSError as error:
-            raise Refused(Refusal(Reason.TLS_HANDSHAKE, io_text(error))) from error
+        except TlsFailed as error:
+            raise Refused(Refusal(Reason.TLS_HANDSHAKE, cause=error.ending)) from error
+        except (OSError, trio.TooSlowError) as error:
+            raise Refused(Refusal(Reason.TLS_HANDSHAKE, cause=ending_of(error))) from error
 
     def spoof(self, client: SocketAddress, admission: Admission) -> IPAddress | None:
         """The source address the application is to see, None for our own."""
@@ -141,26 +143,24 @@ class TunnelServer:
     tunnel: ServerTunnel
     client: SocketAddress
     local: SocketAddress
-    who: TlsPeer
-    holds: set[Hold] | None = None  # of its streams, where the peer's certificate can be revoked
-    _peer: Bare = field(init=False)  # the client, as every line shows it
+    peer: TlsPeer
+    _shown: Bare = field(init=False)  # the client, as every line shows it
     _answer_of: Workload | None = None
     _answer: list[Field] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._peer = Bare(self.client)
+        self._shown = Bare(self.client)
 
     @property
     def identity(self) -> SpiffeId | None:
-        return self.who.identities[0] if self.who.identities else None
+        return self.peer.identities[0] if self.peer.identities else None
 
     async def run(self) -> None:
         """Serve streams until the tunnel ends; a drain lets those that run finish."""
         revocations, alive = self.inbound.node.revocations, self.inbound.alive
         watch = None
         if revocations is not None:
-            self.holds = set()
-            watch = revocations.register(self.who.chain_der, self.revoke, reporter="destination")
+            watch = revocations.register(self.peer.chain_der, self.revoke, reporter="destination")
         alive.add(self.tunnel)
         try:
             async with trio.open_nursery() as nursery:
@@ -179,72 +179,63 @@ class TunnelServer:
 
     def revoke(self) -> None:
         """The peer's certificate was revoked: everything on the tunnel ends, with that reason."""
-        for hold in self.holds or ():
-            hold.end(Refusal(Reason.CERTIFICATE_REVOKED))
-        self.tunnel.abort("peer certificate revoked by CRL")
+        self.tunnel.abort(Revoked())
 
     async def serve_one(self, request: TunnelRequest) -> None:
         """Serve one CONNECT, with one access line; a failure of ours ends this stream and no other."""
         with self.span_of(request):
             try:
-                held = await self.establish(request)
-                if held is not None:
-                    await held.carry()
+                access = self.inbound.node.access
+                with access.connection(self.client, self.local, Direction.INBOUND) as record:
+                    await self.carry(request, record)
             except* Exception as group:  # noqa: BLE001  # a bug: loud, and contained
                 log.error("%s failed", "stream", exc_info=group)
 
     def span_of(self, request: TunnelRequest) -> span:
         """What the lines of this request carry."""
         trace = TraceParent.parse(first(request, TRACEPARENT)) or self.inbound.node.new_trace()
-        return span("inbound", id=Bare(trace.trace_id), peer=self._peer)
+        return span("inbound", id=Bare(trace.trace_id), peer=self._shown)
 
-    async def establish(self, request: TunnelRequest) -> Held | None:
-        """Admit, judge, reach the application and answer.
+    async def carry(self, request: TunnelRequest, record: ConnectionRecord) -> None:
+        """Admit, judge, reach the application, answer, and relay until it is over.
 
-        None: it came to nothing, which the client and the access line have been told.
+        Raises:
+            Refused: it came to nothing; the client has been told.
         """
-        access = self.inbound.node.access
-        began = access.now()
+        entry: InboundEntry | None = None
+        registry = self.inbound.registry
         try:
-            workload, admission = await self.admit(request)
-        except Refused as error:
-            request.refuse(status_of(error.refusal.reason))
-            self.deny(error.refusal)
-            return None
-        except BaseException as error:
-            self.deny(ended_by(error))
-            raise
+            try:
+                entry, admission = await self.hold(request)
+                pair = await self.establish(request, entry, admission, record)
+            except Refused as error:
+                request.refuse(answer_to(error.refusal.reason))
+                raise
+            del request, admission  # an idle connection lives long
+            if pair is not None:
+                record.finish(await entry.relay(pair))
+            elif entry.ending is not None:
+                record.finish(entry.ending)
+        finally:
+            if entry is not None:
+                registry.inbound.discard(entry)
+
+    async def hold(self, request: TunnelRequest) -> tuple[InboundEntry, Admission]:
+        """Admit a CONNECT and list it, before it is judged.
+
+        Raises:
+            Refused: it may not be admitted.
+        """
+        workload, admission = await self.admit(request)
         connection = InboundConnection(
             source=self.client,
             destination=admission.destination,
             identity=self.identity,
             network=self.inbound.node.settings.network,
         )
-        host = parse_forwarded_host(first(request, FORWARDED))
-        held = Held(
-            self.inbound.registry,
-            InboundKey(connection, host),
-            Hold(workload),
-            access.open(self.facts(request, workload, admission, host), began=began),
-            self.holds,
-        )
-        held.begin()
-        try:
-            reached = await self.connect(request, admission, held)
-        except BaseException as error:
-            held.finish(ended_by(error))
-            raise
-        if isinstance(reached, Pair):
-            held.pair = reached
-            return held
-        held.finish(reached)
-        return None
-
-    def deny(self, refusal: Refusal) -> None:
-        """Leave the line of a CONNECT that got no record."""
-        self.inbound.node.access.refuse(
-            source=self.client, destination=self.local, direction=Direction.INBOUND, refusal=refusal
-        )
+        entry = InboundEntry(connection, workload, parse_forwarded_host(first(request, FORWARDED)))
+        self.inbound.registry.inbound.add(entry)
+        return entry, admission
 
     async def admit(self, request: TunnelRequest) -> tuple[Workload, Admission]:
         """Whether and where to this CONNECT may go, before any policy is asked.
@@ -284,26 +275,28 @@ class TunnelServer:
                     await node.demand(name)
                     asked |= {name}
 
-    async def connect(
-        self, request: TunnelRequest, admission: Admission, held: Held
-    ) -> Pair | Refusal | None:
-        """Judge, dial the application, answer. None: it was ended from outside meanwhile."""
-        inbound, workload = self.inbound, held.hold.workload
-        verdict = inbound.judge.authorize(held.key.connection, workload)
+    async def establish(
+        self, request: TunnelRequest, entry: InboundEntry, admission: Admission, record: ConnectionRecord
+    ) -> Pair | None:
+        """Judge, dial the application, answer. None: it was ended from outside meanwhile.
+
+        Raises:
+            Refused: it may not, or could not be reached, or the client has gone.
+        """
+        inbound, workload = self.inbound, entry.workload
+        verdict = inbound.judge.authorize(entry.connection, workload)
+        record.open(self.facts(request, entry, admission, is_welcome=not isinstance(verdict, Rejection)))
         if isinstance(verdict, Rejection):
-            request.refuse(status_of(Reason.POLICY_REJECTION))
-            return Refusal(Reason.POLICY_REJECTION, verdict.reason)
+            raise Refused(Refusal(Reason.POLICY_REJECTION, verdict.reason))
         try:
-            upstream = await held.dial(
+            upstream = await entry.dial(
                 inbound.sockets,
                 admission.upstream,
                 inbound.spoof(self.client, admission),
                 inbound.node.settings.connect_seconds,
             )
         except (OSError, trio.TooSlowError) as error:
-            refusal = Refusal(Reason.CONNECT_FAILED, io_text(error))
-            request.refuse(status_of(refusal.reason))
-            return refusal
+            raise Refused(Refusal(Reason.CONNECT_FAILED, cause=ending_of(error))) from error
         if upstream is None:
             return None
         try:
@@ -313,11 +306,11 @@ class TunnelServer:
                 upstream.sendall(encode_header(self.client, admission.tunnel_target, self.identity))
         except H2Failed as error:
             upstream.close()
-            return Refusal(Reason.H2, str(error))
+            raise Refused(Refusal(Reason.H2, cause=error.ending)) from error
         except OSError as error:
             upstream.close()
-            return Refusal(Reason.IO, io_text(error))
-        return pair_of(inbound.node.engine, stream, SocketEnd(upstream), held.record.traffic)
+            raise Refused(Refusal(Reason.IO, cause=ending_of(error))) from error
+        return pair_of(inbound.node.engine, stream, SocketEnd(upstream), record.traffic)
 
     def answer(self, workload: Workload) -> list[tuple[bytes, bytes]]:
         """The headers of a 200."""
@@ -328,14 +321,17 @@ class TunnelServer:
         return self._answer
 
     def facts(
-        self, request: TunnelRequest, workload: Workload, admission: Admission, host: str | None
+        self, request: TunnelRequest, entry: InboundEntry, admission: Admission, *, is_welcome: bool
     ) -> ConnectionFacts:
-        """What the access log and the metrics tell of this stream."""
+        """What the access log and the metrics tell of this stream.
+
+        What a peer says of itself is believed once it `is_welcome`: a refused one opens no series by it.
+        """
         settings, mesh = self.inbound.node.settings, self.inbound.node.live.mesh
-        source = None
+        source, workload = None, entry.workload
         if not came_through_gateway(first(request, X_FORWARDED_NETWORK), settings.network):
             source = mesh.workload_at(NetworkAddress(settings.network, self.client.ip))
-        baggage = parse_baggage(values(request, BAGGAGE)) if settings.response_baggage else None
+        is_told = is_welcome and settings.response_baggage
         return ConnectionFacts(
             direction=Direction.INBOUND,
             source=self.client,
@@ -343,11 +339,12 @@ class TunnelServer:
             hbone_target=admission.authority,
             source_workload=source,
             source_identity=self.identity,
-            source_baggage=baggage,
+            source_baggage=parse_baggage(values(request, BAGGAGE)) if is_told else None,
             destination_workload=workload,
             destination_identity=workload.identity,
-            destination_baggage=None,
-            destination_service=guess_service(admission.services, host, workload, admission.destination.port),
+            destination_service=guess_service(
+                admission.services, entry.host, workload, admission.destination.port
+            ),
             mutual_tls=True,
         )
 

@@ -12,12 +12,14 @@ from ztunnel_trio.decide.route import ILLEGAL_PORTS
 from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.model.certificate import WorkloadCertificate
+from ztunnel_trio.model.ending import TlsRefused
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.net.tls import TlsContexts, TlsPeer, Verdict
-from ztunnel_trio.observe.access_log import AccessLog
+from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.tls.peer import TlsPeer, Verdict
+from ztunnel_trio.observe.access.record import AccessLog
 from ztunnel_trio.observe.metrics import Metrics, Reporter
-from ztunnel_trio.proxy.pool import PoolSettings
+from ztunnel_trio.proxy.pool_choice import PoolSettings
 from ztunnel_trio.proxy.tunnel import TunnelSettings
 from ztunnel_trio.wire.header_values import TRACE_BYTES, TraceParent
 
@@ -43,7 +45,7 @@ class Registration(Protocol):
 class Revocations(Protocol):
     """Revocation lists; `certs.crl.CrlKeeper` is one."""
 
-    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> str | None:
+    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> TlsRefused | None:
         """Why a new peer's verified chain is refused, or None; a refusal is counted."""
         ...
 
@@ -105,7 +107,7 @@ class Node:
         if revocations is None:
             return None
 
-        def verdict(peer: TlsPeer) -> str | None:
+        def verdict(peer: TlsPeer) -> TlsRefused | None:
             return revocations.verdict(peer.chain_der, reporter=reporter)
 
         return verdict

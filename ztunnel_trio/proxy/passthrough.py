@@ -2,7 +2,6 @@
 
 import socket
 from dataclasses import dataclass
-from functools import partial
 
 import trio
 
@@ -12,16 +11,16 @@ from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.connection import Direction, InboundConnection
 from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.model.workload import WorkloadInfo
-from ztunnel_trio.net.failures import io_text
+from ztunnel_trio.net.failures import ending_of
 from ztunnel_trio.net.listener import original_destination
+from ztunnel_trio.net.pair import Pair
 from ztunnel_trio.net.relay import SocketEnd, pair_of
 from ztunnel_trio.net.sockets import SocketFactory
-from ztunnel_trio.observe.access_log import ConnectionFacts
-from ztunnel_trio.proxy.held import Held
+from ztunnel_trio.observe.access.facts import ConnectionFacts
+from ztunnel_trio.observe.access.record import ConnectionRecord
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
-from ztunnel_trio.proxy.registry import Hold, InboundKey, Registry
-from ztunnel_trio.proxy.serving import ended_by
+from ztunnel_trio.proxy.registry import InboundEntry, Registry
 
 
 @dataclass(slots=True, eq=False)
@@ -45,28 +44,22 @@ class Passthrough:
 
         Leaves one access line whatever happens.
         """
-        access = self.node.access
-        began = access.now()
-        deny = partial(access.refuse, source=client, destination=destination, direction=Direction.INBOUND)
-        try:
+        with self.node.access.connection(client, destination, Direction.INBOUND) as record:
             admission = await self.admit(destination)
-        except Refused as error:
-            deny(refusal=error.refusal)
-            return
-        except BaseException as error:
-            deny(refusal=ended_by(error))
-            raise
-        connection = InboundConnection(
-            source=client, destination=destination, identity=None, network=self.node.settings.network
-        )
-        held = Held(
-            self.registry,
-            InboundKey(connection),
-            Hold(admission.workload),
-            access.open(self.facts(client, destination, admission), began=began),
-        )
-        if await self.connect(held, sock):
-            await held.carry()
+            connection = InboundConnection(
+                source=client, destination=destination, identity=None, network=self.node.settings.network
+            )
+            entry = InboundEntry(connection, admission.workload)
+            self.registry.inbound.add(entry)
+            try:
+                record.open(self.facts(client, destination, admission))
+                pair = await self.establish(entry, sock, record)
+                if pair is not None:
+                    record.finish(await entry.relay(pair))
+                elif entry.ending is not None:
+                    record.finish(entry.ending)
+            finally:
+                self.registry.inbound.discard(entry)
 
     async def admit(self, destination: SocketAddress) -> PlainAdmission:
         """Whether a connection to there may be judged.
@@ -84,35 +77,32 @@ class Passthrough:
             raise Refused(verdict)
         return verdict
 
-    async def connect(self, held: Held, sock: socket.socket) -> bool:
-        """Judge the connection and, where it may, dial the application from the client's address.
+    async def establish(
+        self, entry: InboundEntry, sock: socket.socket, record: ConnectionRecord
+    ) -> Pair | None:
+        """Judge the connection and dial the application from the client's address.
 
-        False: it may not or could not, and is finished.
+        None: it was ended from outside meanwhile.
+
+        Raises:
+            Refused: it may not or could not.
         """
-        connection = held.key.connection
-        held.begin()
+        connection = entry.connection
+        verdict = self.judge.authorize(connection, entry.workload)
+        if isinstance(verdict, Rejection):
+            raise Refused(Refusal(Reason.POLICY_REJECTION, verdict.reason))
         try:
-            verdict = self.judge.authorize(connection, held.hold.workload)
-            if isinstance(verdict, Rejection):
-                held.finish(Refusal(Reason.POLICY_REJECTION, verdict.reason))
-                return False
-            upstream = await held.dial(
+            upstream = await entry.dial(
                 self.sockets,
                 connection.destination,
                 connection.source.ip if self.is_transparent else None,
                 self.node.settings.connect_seconds,
             )
         except (OSError, trio.TooSlowError) as error:
-            held.finish(Refusal(Reason.CONNECT_FAILED, io_text(error)))
-            return False
-        except BaseException as error:
-            held.finish(ended_by(error))
-            raise
+            raise Refused(Refusal(Reason.CONNECT_FAILED, cause=ending_of(error))) from error
         if upstream is None:
-            held.finish(None)
-            return False
-        held.pair = pair_of(self.node.engine, SocketEnd(sock), SocketEnd(upstream), held.record.traffic)
-        return True
+            return None
+        return pair_of(self.node.engine, SocketEnd(sock), SocketEnd(upstream), record.traffic)
 
     def facts(
         self, client: SocketAddress, destination: SocketAddress, admission: PlainAdmission

@@ -1,12 +1,11 @@
 """Outbound tunnels of one workload, by own identity, identities expected there, destination and client.
 
-A tunnel serves many connections. N first requests for one key make one dial; a tunnel that has taken as
-many streams as it may hold is retired: it ends with its last stream and is never pooled again. A tunnel
-found dead on use is replaced without the application noticing. The expected identities are part of the
-key, so an address taken over by another workload can never get the old one's tunnel.
+`stream` is all a connection needs. A tunnel serves many; N first requests for one key make one dial. A
+tunnel found dead on use, or that says that it did not process a request, is replaced without the
+application noticing. The expected identities are part of the key, so an address taken over by another
+workload can never get the old one's tunnel.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,15 +14,18 @@ from typing import Final
 
 import trio
 
-from ztunnel_trio.model.address import HboneTarget, IPAddress, SocketAddress
-from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.address import HboneTarget
+from ztunnel_trio.model.ending import By, Ending, GoAway, NoAnswer, NotProcessed, TunnelLost
 from ztunnel_trio.model.refusal import Reason, Refusal, Refused
-from ztunnel_trio.net.tls import TlsPeer
+from ztunnel_trio.net.tls.peer import TlsPeer
 from ztunnel_trio.observe.log import get_logger
+from ztunnel_trio.observe.words import ending_text
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
+from ztunnel_trio.proxy.pool_choice import Choices, Dial, PoolKey, PoolSettings, Use, Wait
 from ztunnel_trio.proxy.serving import contained
 from ztunnel_trio.proxy.tunnel import Tunnel
 from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.wire.http2.codes import ErrorCode
 from ztunnel_trio.wire.http2.compression import Field
 
 log = get_logger("proxy::pool")
@@ -32,206 +34,116 @@ MOST_TRIES: Final = 4  # tunnels of one key that one connection tries; the peer 
 
 
 @dataclass(frozen=True, slots=True)
-class PoolKey:
-    """What two connections must share to share a tunnel (ztunnel src/proxy/pool.rs WorkloadKey)."""
+class StreamRequest:
+    """What a connection wants of the pool: CONNECT `authority`, over a tunnel of `key`.
 
-    identity: SpiffeId
-    expected: tuple[SpiffeId, ...]
-    destination: SocketAddress
-    client: IPAddress
+    `connect_seconds` bounds a TCP connection, should one be dialled; `answer_by` is when the answer has to
+    be there, on Trio's clock.
+    """
 
-    def __hash__(self) -> int:
-        return int(self.destination.ip)  # tells nearly all apart; the whole would take nine calls
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSettings:
-    """Limits of one pool."""
-
-    max_streams: int = 100  # a tunnel; POOL_MAX_STREAMS_PER_CONNECTION
-    idle_seconds: float = 300.0  # since last use; POOL_UNUSED_RELEASE_TIMEOUT
-    max_idle_tunnels: int = 500  # ztunnel src/proxy/pool.rs: least recently used go first
+    key: PoolKey
+    authority: HboneTarget
+    headers: Sequence[Field]
+    connect_seconds: float
+    answer_by: float
 
 
-Dial = Callable[[PoolKey, float], Awaitable[tuple[ClientTunnel, TlsPeer]]]
-"""Makes a tunnel; the number is the seconds the TCP connection may take."""
+DialTunnel = Callable[[PoolKey, float], Awaitable[tuple[ClientTunnel, TlsPeer]]]
+"""Makes a tunnel or raises `Refused`; the number is the seconds the TCP connection may take."""
+
+Choice = Use[ClientTunnel] | Dial[ClientTunnel] | Wait[ClientTunnel]
 
 Watch = Callable[[ClientTunnel, TlsPeer], AbstractContextManager[None]]
 """Watches the peer of a tunnel for revocation, for as long as the tunnel lives."""
 
 
 @dataclass(slots=True, eq=False)
-class Dialling:
-    """A dial under way; those who came while it ran share its outcome."""
-
-    done: trio.Event = field(default_factory=trio.Event)
-    failure: Exception | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Pooled:
-    """A tunnel that may take more streams, and when it last was given one (Trio's clock)."""
-
-    key: PoolKey
-    tunnel: ClientTunnel
-    used_at: float
-    is_pooled: bool = True
-
-
-@dataclass(slots=True, eq=False)
 class Pool:
-    """Tunnels live in `nursery`, which the owner of the pool opened. `dial` raises what it fails with.
-
-    State: at most one tunnel a key takes more streams (`pooled`, least recently used first); `alive` holds
-    every tunnel that runs, the owner's too.
-    """
+    """Tunnels live in `nursery`, which the owner of the pool opened; `alive` is the owner's list of them."""
 
     nursery: trio.Nursery
-    dial: Dial
+    dial: DialTunnel
     watch: Watch
     settings: PoolSettings
     alive: set[Tunnel] = field(default_factory=set)
-    pooled: OrderedDict[PoolKey, Pooled] = field(default_factory=OrderedDict)
-    dialling: dict[PoolKey, Dialling] = field(default_factory=dict)
+    choices: Choices[ClientTunnel] = field(init=False)
 
-    def ask(
-        self, key: PoolKey, authority: HboneTarget, headers: Sequence[Field], now: float
-    ) -> tuple[ClientTunnel, TunnelStream] | None:
-        """Ask for a stream on the tunnel that is there; None where none has room now. `now` is Trio's.
+    def __post_init__(self) -> None:
+        self.choices = Choices(self.settings)
 
-        The caller waits for the answer next, and comes to `open` with what got none soon.
-        """
-        entry = self.take(key, now)
-        if entry is None:
-            return None
-        tunnel = entry.tunnel
-        try:
-            return tunnel, tunnel.ask(authority, headers, now)
-        finally:
-            if not entry.is_pooled:
-                tunnel.release_when_idle()
-
-    async def open(
-        self,
-        key: PoolKey,
-        authority: HboneTarget,
-        headers: Sequence[Field],
-        connect_seconds: float,
-        asked: tuple[ClientTunnel, TunnelStream] | None = None,
-    ) -> TunnelStream:
-        """Open a stream on a tunnel of this key and wait for the peer's answer, whatever its status.
-
-        A tunnel that was there already and gives no answer is given up for another one.
+    async def stream(self, request: StreamRequest, now: float) -> TunnelStream:
+        """Open a stream and wait for the peer's answer, whatever its status. `now` is Trio's.
 
         Raises:
-            H2Failed: a tunnel dialled for this very stream failed before answering.
-            Refused: no tunnel could be had; those who waited for the same dial get the same.
+            Refused: no tunnel could be had (those who waited for the same dial get the same), or none gave
+                an answer in time.
         """
-        for tries_left in reversed(range(MOST_TRIES)):
-            is_fresh = False
-            if asked is None:
-                tunnel, is_fresh = await self.checkout(key, connect_seconds)
-            else:
-                tunnel = asked[0]
-            try:
-                if asked is None:
-                    return await tunnel.open(authority, headers)
-                await tunnel.insist(asked[1])
-                return asked[1]
-            except H2Failed as error:
-                asked = None
-                self.unpool(key, tunnel)
-                if is_fresh or not tries_left:
-                    raise
-                log.debug("pooled tunnel to %s was dead (%s), trying another", key.destination, error)
-            finally:
-                self.release_if_retired(key, tunnel)
-        raise AssertionError("the last try returns or raises")
+        choice, asked = self.choices.choose(request.key, now), None
+        try:
+            if isinstance(choice, Use):
+                asked = self._ask(choice, request, now)
+                if await choice.tunnel.is_answered_soon(asked):
+                    return asked  # nearly always: no deadline of its own, which costs 24 µs
+            with trio.fail_at(request.answer_by):
+                return await self._get(request, choice, asked)
+        except H2Failed as error:
+            raise Refused(Refusal(Reason.H2, cause=error.ending)) from error
+        except trio.TooSlowError as error:
+            raise Refused(Refusal(Reason.H2, cause=NoAnswer())) from error
 
-    def release_if_retired(self, key: PoolKey, tunnel: ClientTunnel) -> None:
-        """A tunnel that was taken out of the pool ends with its last stream."""
-        if not self.is_pooled(key, tunnel):
-            tunnel.release_when_idle()
+    def _ask(self, choice: Use[ClientTunnel], request: StreamRequest, now: float) -> TunnelStream:
+        try:
+            return choice.tunnel.ask(request.authority, request.headers, now)
+        finally:
+            if choice.is_last:
+                choice.tunnel.release_when_idle()
 
-    async def checkout(self, key: PoolKey, connect_seconds: float) -> tuple[ClientTunnel, bool]:
-        """A tunnel with room for one more stream, and whether it was dialled for this call.
-
-        The caller opens its stream before the next checkpoint, so the room stays.
-        """
+    async def _get(self, request: StreamRequest, choice: Choice, late: TunnelStream | None) -> TunnelStream:
+        """What takes longer: a `late` answer, a dial, another tunnel for one that was dead."""
+        key, tries_left = request.key, MOST_TRIES
         while True:
-            if (found := self.take(key, trio.current_time())) is not None:
-                return found.tunnel, False
-            if (other := self.dialling.get(key)) is None:
-                return await self.dial_one(key, connect_seconds), True
-            await other.done.wait()
-            if other.failure is not None:
-                raise copy_of(other.failure)
+            if isinstance(choice, Wait):
+                await wait_for(choice)
+                choice = self.choices.choose(key, trio.current_time())
+                continue
+            is_fresh = isinstance(choice, Dial)
+            use = await self._dial(request, choice) if isinstance(choice, Dial) else choice
+            try:
+                if late is None:
+                    late = self._ask(use, request, trio.current_time())
+                    if await use.tunnel.is_answered_soon(late):
+                        return late
+                await use.tunnel.insist(late)
+                return late
+            except H2Failed as error:
+                tries_left -= 1
+                self.choices.drop(key, use.tunnel)
+                use.tunnel.release_when_idle()
+                if not tries_left or (is_fresh and not is_sent_elsewhere(error.ending)):
+                    raise
+                text = ending_text(error.ending)
+                log.debug("no stream on a tunnel to %s (%s), trying another", key.destination, text)
+                late, choice = None, self.choices.choose(key, trio.current_time())
 
-    async def dial_one(self, key: PoolKey, connect_seconds: float) -> ClientTunnel:
-        """Dial, with everybody else who wants this key waiting for the outcome.
+    async def _dial(self, request: StreamRequest, choice: Dial[ClientTunnel]) -> Use[ClientTunnel]:
+        """Dial, with everybody else who wants this key waiting for the outcome; to be used at once.
 
         Where the connection that dials is cancelled, the next in line dials for itself.
         """
-        mine = self.dialling[key] = Dialling()
+        key, failure = request.key, None
+        release(choice.left)
         try:
-            tunnel, peer = await self.dial(key, connect_seconds)
-        except Exception as error:
-            mine.failure = error
-            raise
-        else:
+            tunnel, peer = await self.dial(key, request.connect_seconds)
             self.nursery.start_soon(contained, "tunnel", partial(self.keep, key, tunnel, peer))
-            self.put(key, tunnel)
-            return tunnel
+            is_last, left = self.choices.dialled(key, tunnel, trio.current_time())
+        except Refused as error:
+            failure = error
+            raise
         finally:
-            del self.dialling[key]
-            mine.done.set()
-
-    def take(self, key: PoolKey, now: float) -> Pooled | None:
-        """The pooled tunnel, if it can take a stream now; one that can't any more is dropped."""
-        entry = self.pooled.get(key)
-        if entry is None:
-            return None
-        tunnel = entry.tunnel
-        # The peer may have told its limit after it took more, or have lowered it.
-        if not tunnel.has_room:
-            self.forget(key, tunnel)
-            return None
-        self.use(entry, now)
-        return entry
-
-    def put(self, key: PoolKey, tunnel: ClientTunnel) -> None:
-        """Pool a new tunnel, with its first stream about to be opened."""
-        now = trio.current_time()
-        entry = self.pooled[key] = Pooled(key, tunnel, now)
-        self.use(entry, now)
-        while len(self.pooled) > self.settings.max_idle_tunnels:
-            _, oldest = self.pooled.popitem(last=False)
-            oldest.is_pooled = False
-            oldest.tunnel.release_when_idle()
-
-    def use(self, entry: Pooled, now: float) -> None:
-        """Note that a stream is about to be opened; retire the tunnel when it is its last one."""
-        entry.used_at = now
-        if next(reversed(self.pooled)) is not entry.key:  # which hashes and compares
-            self.pooled.move_to_end(entry.key)
-        limit = min(self.settings.max_streams, entry.tunnel.peer_max_streams)
-        if entry.tunnel.active_streams + 1 >= limit:
-            self.unpool(entry.key, entry.tunnel)
-
-    def is_pooled(self, key: PoolKey, tunnel: ClientTunnel) -> bool:
-        """Whether the tunnel may be given more streams."""
-        entry = self.pooled.get(key)
-        return entry is not None and entry.tunnel is tunnel
-
-    def forget(self, key: PoolKey, tunnel: ClientTunnel) -> None:
-        """Give a tunnel no more streams; it ends with its last one."""
-        self.unpool(key, tunnel)
-        tunnel.release_when_idle()
-
-    def unpool(self, key: PoolKey, tunnel: ClientTunnel) -> None:
-        """Give a tunnel no more streams. Whoever holds it releases it once its stream is open."""
-        if self.is_pooled(key, tunnel):
-            self.pooled.pop(key).is_pooled = False
+            self.choices.ended(key, failure)
+        for each in left:
+            each.release_when_idle()
+        return Use(tunnel, is_last)
 
     async def keep(self, key: PoolKey, tunnel: ClientTunnel, peer: TlsPeer) -> None:
         """The life of one tunnel: run it, and forget it when it was not used for long or has ended."""
@@ -244,22 +156,40 @@ class Pool:
                     nursery.cancel_scope.cancel(reason="tunnel ended")
         finally:
             self.alive.discard(tunnel)
-            self.unpool(key, tunnel)
+            self.choices.drop(key, tunnel)
 
     async def expire(self, key: PoolKey, tunnel: ClientTunnel) -> None:
         """Forget the tunnel once it has gone unused for the idle time."""
-        while (entry := self.pooled.get(key)) is not None and entry.tunnel is tunnel:
-            left = entry.used_at + self.settings.idle_seconds - trio.current_time()
+        while (left := self.choices.idle_left(key, tunnel, trio.current_time())) is not None:
             if left <= 0:
-                self.forget(key, tunnel)
+                self.choices.drop(key, tunnel)
+                tunnel.release_when_idle()
                 return
             await trio.sleep(left)
 
 
-def copy_of(failure: Exception) -> Exception:
-    """The same failure for another connection; an exception object belongs to one traceback."""
-    match failure:
-        case Refused(refusal=refusal):
-            return Refused(refusal)
+def is_sent_elsewhere(ending: Ending) -> bool:
+    """Whether the peer itself wants a request on another tunnel: not processed, or it drains this one."""
+    match ending:
+        case NotProcessed() | TunnelLost(GoAway(ErrorCode.NO_ERROR, By.PEER)):
+            return True
         case _:
-            return Refused(Refusal(Reason.IO, str(failure)))
+            return False
+
+
+async def wait_for(other: Wait[ClientTunnel]) -> None:
+    """Wait for somebody else's dial.
+
+    Raises:
+        Refused: what it failed with.
+    """
+    release(other.left)
+    await other.dialling.done.wait()
+    if other.dialling.failure is not None:
+        raise Refused(other.dialling.failure.refusal)  # an exception object belongs to one traceback
+
+
+def release(tunnel: ClientTunnel | None) -> None:
+    """A tunnel that left the pool ends with its last stream."""
+    if tunnel is not None:
+        tunnel.release_when_idle()

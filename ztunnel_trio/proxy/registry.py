@@ -1,65 +1,83 @@
 """The open connections of one workload: asked again when policies change, listed in the dump.
 
 An inbound connection is held before its first judgement, so that no concurrent change is missed, and
-judged again whenever an Authorization changes or other policies are attached to the workload. Equal
-connections (streams of one tunnel to one port) share an entry; it goes with its last holder.
+judged again whenever an Authorization changes or other policies are attached to the workload.
 """
 
-from collections.abc import Callable
+import socket
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import trio
 
 from ztunnel_trio.live_mesh import LiveMesh
-from ztunnel_trio.model.address import SocketAddress
+from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.connection import InboundConnection
-from ztunnel_trio.model.refusal import Reason, Refusal
+from ztunnel_trio.model.ending import Ending, PolicyChanged
 from ztunnel_trio.model.workload import OutboundProtocol, Workload, WorkloadInfo
+from ztunnel_trio.net.pair import Pair
+from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.log import get_logger
 
 log = get_logger("proxy::connection_manager")
 
 CHECKPOINT_EVERY: Final = 256
-
-
-class Cancellable(Protocol):
-    """What can be ended from outside: a cancel scope, or the pumps of a connection."""
-
-    def cancel(self, *, reason: str | None = None) -> None:
-        """End it now."""
+CLOSED_TEXT: Final = "connection %s(%s)->%s (%s) closed because it's no longer allowed after a policy update"
 
 
 @dataclass(slots=True, eq=False)
-class Hold:
-    """One holder of a connection. `refusal` says why it is to end, once it is set.
+class InboundEntry:
+    """One inbound connection, from before its first judgement to its end.
 
-    `workload` is the record the connection was first judged by; `body` is what the connection waits in, if
-    it waits.
+    `host` is what the `forwarded` header names, `workload` the record it was first judged by. `ending` says
+    why it is to end, once that was decided from outside. What an idle connection keeps, so nothing is in
+    here that only its beginning needs.
     """
 
-    workload: Workload
-    body: Cancellable | None = None
-    refusal: Refusal | None = None
-
-    def end(self, refusal: Refusal) -> None:
-        """End the connection for this reason; the first reason given stays."""
-        if self.refusal is None:
-            self.refusal = refusal
-            if self.body is not None:
-                self.body.cancel(reason=refusal.reason.value)
-
-
-@dataclass(frozen=True, slots=True)
-class InboundKey:
-    """What makes inbound connections one entry. `host` is what the `forwarded` header names."""
-
     connection: InboundConnection
+    workload: Workload
     host: str | None = None
+    ending: Ending | None = None
+    _body: Pair | trio.CancelScope | None = None  # what it waits in, if it waits
 
-    def __hash__(self) -> int:
-        source = self.connection.source  # tells nearly all apart; the whole would take ten calls
-        return hash((int(source.ip), source.port))
+    def end(self, ending: Ending) -> None:
+        """End the connection for this reason; the first reason given stays."""
+        if self.ending is not None:
+            return
+        self.ending = ending
+        match self._body:
+            case Pair() as pair:
+                pair.cut(ending)
+            case trio.CancelScope() as scope:
+                scope.cancel(reason=type(ending).__name__)
+
+    async def dial(
+        self, sockets: SocketFactory, destination: SocketAddress, source: IPAddress | None, seconds: float
+    ) -> socket.socket | None:
+        """Connect to the application; None if the connection was ended from outside meanwhile.
+
+        Raises:
+            OSError: as the kernel gave it.
+            trio.TooSlowError: not within so many seconds.
+        """
+        sock, is_connected = sockets.connect_nowait(destination, source)
+        if is_connected:
+            return sock
+        with trio.CancelScope() as self._body:
+            with trio.fail_after(seconds):
+                await sockets.finish_connecting(sock)
+        self._body = None
+        if self.ending is None:
+            return sock
+        sock.close()
+        return None
+
+    async def relay(self, pair: Pair) -> Ending:
+        """Run a pair, which this may be told to end; returns how it did."""
+        self._body = pair
+        if self.ending is not None:
+            pair.cut(self.ending)
+        return await pair.run()
 
 
 @dataclass(slots=True, eq=False)
@@ -72,31 +90,18 @@ class OutboundEntry:
     protocol: OutboundProtocol
 
 
-Judge = Callable[[InboundConnection, Workload], bool]
+class Judge(Protocol):
+    """Decides without a word; `proxy.judge.Judge.allows` is one."""
+
+    def __call__(self, connection: InboundConnection, workload: Workload, /) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)
 class Registry:
-    """State: the holders of each inbound key, and the outbound entries."""
+    """State: the connections that are open. Whoever serves one adds and removes it."""
 
-    inbound: dict[InboundKey, list[Hold]] = field(default_factory=dict)
+    inbound: set[InboundEntry] = field(default_factory=set)
     outbound: set[OutboundEntry] = field(default_factory=set)
-
-    def add(self, key: InboundKey, hold: Hold) -> None:
-        """List an inbound connection; to be done before it is judged."""
-        self.inbound.setdefault(key, []).append(hold)
-
-    def remove(self, key: InboundKey, hold: Hold) -> None:
-        """The connection is over."""
-        holders = self.inbound[key]
-        holders.remove(hold)
-        if not holders:
-            del self.inbound[key]
-
-    def close(self, key: InboundKey, refusal: Refusal) -> None:
-        """End every connection of a key."""
-        for held in self.inbound.get(key, ()):
-            held.end(refusal)
 
     async def watch(self, live: LiveMesh, info: WorkloadInfo, judge: Judge) -> None:
         """Judge all inbound connections again whenever a verdict may have changed; never returns."""
@@ -106,22 +111,28 @@ class Registry:
             await self.judge_again(live, info, judge)
 
     async def judge_again(self, live: LiveMesh, info: WorkloadInfo, judge: Judge) -> None:
-        """End what is no longer allowed. While the workload is gone, what it was last known as is judged."""
+        """End what is no longer allowed. While the workload is gone, what it was last known as is judged.
+
+        Equal connections - streams of one tunnel to one port - are judged and logged once.
+        """
         present = live.mesh.local_workload(info)
-        for n, key in enumerate(list(self.inbound), start=1):
-            holders = self.inbound.get(key)
-            if not holders:
+        judged: dict[tuple[InboundConnection, int], bool] = {}  # by the workload as an object
+        for n, entry in enumerate(list(self.inbound), start=1):
+            connection, workload = entry.connection, present or entry.workload
+            if entry not in self.inbound:
                 continue
-            workload = present or holders[0].workload
-            if not judge(key.connection, workload):
-                c = key.connection
-                log.info(
-                    "connection %s(%s)->%s (%s) closed because it's no longer allowed after a policy update",
-                    c.source,
-                    c.identity,
-                    c.destination,
-                    workload.uid,
-                )
-                self.close(key, Refusal(Reason.POLICY_CHANGE))
+            is_allowed = judged.get((connection, id(workload)))
+            if is_allowed is None:
+                is_allowed = judged[connection, id(workload)] = judge(connection, workload)
+                if not is_allowed:
+                    log.info(
+                        CLOSED_TEXT,
+                        connection.source,
+                        connection.identity,
+                        connection.destination,
+                        workload.uid,
+                    )
+            if not is_allowed:
+                entry.end(PolicyChanged())
             if n % CHECKPOINT_EVERY == 0:
                 await trio.lowlevel.checkpoint()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from ztunnel_trio.model.ending import Loss, PeerSilent
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.transport import Transport
 from ztunnel_trio.observe.log import get_logger
@@ -31,8 +32,10 @@ class TunnelRequest:
         self.headers = asked.headers
 
     def refuse(self, status: int) -> None:
-        """Answer with a status and nothing else."""
-        self._tunnel.refuse(self._stream, status)
+        """Answer with a status and nothing else; harmless once it was answered or the client has gone."""
+        if not self._stream.is_gone and not self._stream.status:
+            self._stream.status = status
+            self._tunnel.refuse(self._stream, status)
 
     def accept(self, headers: Sequence[Field]) -> TunnelStream:
         """Answer 200 with these headers.
@@ -41,7 +44,7 @@ class TunnelRequest:
             H2Failed: the client has given the stream up, or the tunnel is lost.
         """
         if self._stream.is_gone:
-            raise H2Failed(self._stream.no_answer_text())
+            raise H2Failed(self._stream.no_answer())
         self._tunnel.accept(self._stream, headers)
         self.headers = NO_FIELDS  # they have been read, and an idle stream lives long
         return self._stream
@@ -76,6 +79,7 @@ class ServerTunnel(Tunnel):
                 task_status.started()
                 if not await self._keep_alive():
                     log.debug("HBONE ping timeout/error, peer may have shutdown")
+                    self._blame(PeerSilent())
                     self.core.go_away()
                     self._close()
                 await self._say_goodbye()
@@ -92,10 +96,10 @@ class ServerTunnel(Tunnel):
             self.core.drain()
             self.flush()
 
-    def abort(self, reason: str) -> None:
-        """GOAWAY(last, NO_ERROR) and close; all streams end. `reason` is kept for whoever asks."""
+    def abort(self, loss: Loss) -> None:
+        """GOAWAY(last, NO_ERROR) and close; all streams are lost for this reason."""
         if self._state is State.OPEN:
-            self.failure_text = reason
+            self.loss = loss
             self.core.go_away()
             self._close()
 

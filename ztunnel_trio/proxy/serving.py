@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ztunnel_trio.model.address import SocketAddress
-from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.observe.log import get_logger
 
 log = get_logger("proxy")
@@ -31,14 +30,3 @@ async def contained(what: str, child: Callable[[], Awaitable[None]]) -> None:
         await child()
     except* Exception as group:  # a bug: loud, and contained
         log.error("%s failed", what, exc_info=group)
-
-
-def ended_by(error: BaseException) -> Refusal:
-    """What the access line says of a connection that was ended by an exception, not by an outcome."""
-    match error:
-        case Refused(refusal=refusal):
-            return refusal
-        case trio.Cancelled():
-            return Refusal(Reason.DRAIN)
-        case _:
-            return Refusal(Reason.RELAY, f"bug: {error!r}")

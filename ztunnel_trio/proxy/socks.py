@@ -8,8 +8,10 @@ import trio
 
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.address import HostPort, IPAddress, SocketAddress
-from ztunnel_trio.net.failures import io_text
+from ztunnel_trio.model.connection import Direction
+from ztunnel_trio.net.failures import ending_of
 from ztunnel_trio.observe.log import Bare, get_logger, span
+from ztunnel_trio.observe.words import ending_text
 from ztunnel_trio.proxy.outbound import Call, Outbound
 from ztunnel_trio.wire.socks5 import ConnectRequested, Negotiation, NegotiationFailed, ReplyCode
 
@@ -31,8 +33,8 @@ class Socks:
 
     async def serve(self, sock: socket.socket, client: SocketAddress) -> None:
         """Serve one client. Success is answered before anything is dialled."""
-        node, began = self.outbound.node, self.outbound.node.access.now()
-        trace = node.new_trace()
+        node = self.outbound.node
+        trace, began = node.new_trace(), node.access.clock()
         with (
             span("socks5", id=Bare(trace.trace_id)),
             node.metrics.sockets_open("source"),
@@ -42,13 +44,14 @@ class Socks:
                 with trio.fail_after(node.settings.handshake_seconds):
                     target = await self.negotiate(sock, client, negotiation)
             except (OSError, trio.TooSlowError) as error:
-                log.warning("failed to negotiate socks connection: io error: %s", io_text(error))
+                text = ending_text(ending_of(error))
+                log.warning("failed to negotiate socks connection: io error: %s", text)
                 return
             if target is None:
                 return
-            carried = await self.outbound.establish(sock, Call(client, target, trace, began))
-            if carried is not None:
-                await carried.run()
+            with node.access.connection(client, target, Direction.OUTBOUND, began=began) as record:
+                entry, pair = await self.outbound.establish(sock, Call(client, target, trace), record)
+                await self.outbound.carry(entry, pair, record)
 
     async def negotiate(
         self, sock: socket.socket, client: SocketAddress, negotiation: Negotiation

@@ -26,10 +26,24 @@ from typing import assert_never
 import trio
 
 from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.model.ending import (
+    Bug,
+    By,
+    DeadlinePassed,
+    Failure,
+    GoAway,
+    Loss,
+    NotProcessed,
+    OtherFailure,
+    StreamReset,
+    TransportEnded,
+    TunnelLost,
+)
 from ztunnel_trio.net.engine import HANGING_UP, READ_BYTES, READABLE, WRITABLE, Engine, Once
-from ztunnel_trio.net.failures import os_error_text
+from ztunnel_trio.net.failures import ending_of
+from ztunnel_trio.net.tls.memory import StreamLost
 from ztunnel_trio.net.transport import Bytes, TlsSocket, Transport
-from ztunnel_trio.proxy.tunnel_stream import TunnelStream, reason_text
+from ztunnel_trio.proxy.tunnel_stream import TunnelStream
 from ztunnel_trio.wire.http2 import events as http2
 from ztunnel_trio.wire.http2.codes import ErrorCode
 from ztunnel_trio.wire.http2.connection import Http2Connection, Http2Settings
@@ -39,7 +53,7 @@ _MOST_PENDING = 524_288  # a chunk and the control frames of honest peers; more 
 _FULL_RECORD = 16_384  # RFC 8446 5.1
 PING = b"alive?\0\0"
 
-_BROKEN_PIPE = "stream closed because of a broken pipe"  # h2 (Rust) src/proto/connection.rs: recv_eof
+_NO_CAUSES = (TransportEnded(), GoAway(ErrorCode.NO_ERROR))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +88,7 @@ class Tunnel:
     ) -> None:
         self.engine = engine
         self.settings = settings
+        self._is_client = is_client
         header_list = settings.client_header_list_size if is_client else settings.server_header_list_size
         self.core = Http2Connection(
             Http2Settings(
@@ -102,10 +117,7 @@ class Tunnel:
         self._state = State.OPEN
         self._says_last_word = False
         self._peer_last: int | None = None  # what the peer's GOAWAY named
-        self.failure_text = _BROKEN_PIPE  # why there is no answer any more, once the tunnel has ended
-        self.lost_text: str | None = (
-            None  # what the last word of a stream fails with; None: nothing worth a line
-        )
+        self.loss: Loss = TransportEnded()  # why it ended, once it has; before, the cause that shows
         self._acked = trio.Event()
         self.ended = trio.Event()  # no stream runs any more
         self._gone = Once(engine)
@@ -176,7 +188,7 @@ class Tunnel:
         streams, self._streams = list(self._streams.values()), {}
         self.waiting.clear()
         for stream in streams:
-            stream.tunnel_lost()
+            stream.fail(TunnelLost(self.loss))
             stream.wake_opener()
         self._after_streams_changed()
 
@@ -322,7 +334,7 @@ class Tunnel:
 
     def broke(self, error: Exception) -> None:
         """See `net.engine.End`: a bug of ours costs this tunnel."""
-        self.failure_text = self.lost_text = f"bug: {error!r}"
+        self.loss = Bug(repr(error))
         self._bug = error
         self._lose()
 
@@ -352,7 +364,6 @@ class Tunnel:
                 count = read(READ_BYTES - total, buffer[total:] if total else buffer)
                 total += count
                 if count == 0:
-                    self.lost_text = _BROKEN_PIPE
                     is_over = True
                     break
                 if count < _FULL_RECORD and not self._hanging_up and self._transport.is_drained():
@@ -373,13 +384,22 @@ class Tunnel:
             self._ask_again()
 
     def _note_failure(self, error: OSError) -> None:
-        if self.lost_text is None and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            self.lost_text = self.failure_text = (
-                (error.reason or str(error)) if isinstance(error, ssl.SSLError) else os_error_text(error)
-            )
+        match error:
+            case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+                pass
+            case StreamLost(failure=TunnelLost(cause)):  # the outer tunnel's end is ours
+                self._blame(cause)
+            case _:
+                found = ending_of(error)
+                self._blame(OtherFailure(str(error)) if isinstance(found, DeadlinePassed) else found)
 
     def _fail(self, code: int) -> None:
-        self.failure_text = self.lost_text = f"connection error detected: {reason_text(code)}"
+        self._blame(GoAway(code, By.US))
+
+    def _blame(self, loss: Loss) -> None:
+        """Note why the tunnel ends. The first cause is the one that is told; a graceful GOAWAY is none."""
+        if self.loss in _NO_CAUSES:
+            self.loss = loss
 
     def _receive(self, view: memoryview) -> None:
         self._heard += 1
@@ -426,9 +446,9 @@ class Tunnel:
                     if stream.has_ended:
                         self._drop_if_over(stream_id)
             case http2.StreamReset(stream_id, code):
-                self._stream_over(stream_id, code, by_us=False)
+                self._stream_over(stream_id, self._reset_of(stream_id, code))
             case http2.StreamFailed(stream_id, code):
-                self._stream_over(stream_id, code, by_us=True)
+                self._stream_over(stream_id, StreamReset(code, By.US))
             case http2.TunnelRequested():
                 self._requested(event)
             case http2.TunnelAnswered(stream_id, status, headers):
@@ -448,17 +468,25 @@ class Tunnel:
         if not self._streams:
             self._close_if_idle()
 
-    def _stream_over(self, stream_id: int, code: int, *, by_us: bool) -> None:
+    def _reset_of(self, stream_id: int, code: int) -> Failure:
+        """What a RST_STREAM of the peer means."""
+        stream = self._streams.get(stream_id)
+        is_unanswered = self._is_client and stream is not None and stream.status == 0
+        if code == ErrorCode.REFUSED_STREAM and is_unanswered:
+            return NotProcessed(code)
+        return StreamReset(code)
+
+    def _stream_over(self, stream_id: int, failure: Failure) -> None:
         stream = self._streams.pop(stream_id, None)
         if stream is not None:
             self.waiting.pop(stream_id, None)
-            stream.peer_reset(code, by_us=by_us)
+            stream.fail(failure)
             stream.wake_opener()
             self._after_streams_changed()
 
     def _go_away_received(self, event: http2.GoAwayReceived) -> None:
         self._peer_last = event.last_stream_id
-        self.failure_text = f"connection error received: {reason_text(event.code)}"
+        self._blame(GoAway(event.code))
         self._after_streams_changed()
 
     def _settings_received(self, max_streams: int | None) -> None:

@@ -1,9 +1,9 @@
 """One CONNECT in a tunnel, an end for `net.relay`: what it keeps, how it ends, what the log says of it."""
 
-import enum
 from typing import Final, Protocol
 
 from ztunnel_trio.errors import ZtunnelError
+from ztunnel_trio.model.ending import By, Ending, Failure, Loss, StreamReset, TunnelLost
 from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.relay import StreamReader
 from ztunnel_trio.wire.http2.codes import ErrorCode
@@ -11,43 +11,19 @@ from ztunnel_trio.wire.http2.fields import Fields
 from ztunnel_trio.wire.http2.frames import HEADER_BYTES
 
 NO_FIELDS: Final[Fields] = {}
-
-_REASONS = {  # h2 (Rust) src/frame/reason.rs: Reason::description
-    ErrorCode.NO_ERROR: "not a result of an error",
-    ErrorCode.PROTOCOL_ERROR: "unspecific protocol error detected",
-    ErrorCode.INTERNAL_ERROR: "unexpected internal error encountered",
-    ErrorCode.FLOW_CONTROL_ERROR: "flow-control protocol violated",
-    ErrorCode.SETTINGS_TIMEOUT: "settings ACK not received in timely manner",
-    ErrorCode.STREAM_CLOSED: "received frame when stream half-closed",
-    ErrorCode.FRAME_SIZE_ERROR: "frame with invalid size",
-    ErrorCode.REFUSED_STREAM: "refused stream before processing any application logic",
-    ErrorCode.CANCEL: "stream no longer needed",
-    ErrorCode.COMPRESSION_ERROR: "unable to maintain the header compression context",
-    ErrorCode.CONNECT_ERROR: (
-        "connection established in response to a CONNECT request was reset or abnormally closed"
-    ),
-    ErrorCode.ENHANCE_YOUR_CALM: "detected excessive load generating behavior",
-    ErrorCode.INADEQUATE_SECURITY: "security properties do not meet minimum requirements",
-    ErrorCode.HTTP_1_1_REQUIRED: "endpoint requires HTTP/1.1",
-}
-
-
-def reason_text(code: int) -> str:
-    """An error code of RFC 9113 7 in the words operators know from the reference."""
-    return _REASONS.get(ErrorCode(code), "unknown reason") if code in _REASONS else "unknown reason"
+_NOT_WANTED: Final = StreamReset(ErrorCode.NO_ERROR)
+_NO_FAILURES: Final = (
+    _NOT_WANTED,
+    StreamReset(ErrorCode.CONNECT_ERROR),
+)  # of whoever still has to say its end
 
 
 class H2Failed(ZtunnelError):
-    """A request got no answer; the text is what the log puts behind `h2 failed: `."""
+    """A request got no answer; `ending` says why."""
 
-
-class _Over(enum.Enum):
-    """How a stream ended before its time."""
-
-    RESET = "reset by the peer"
-    FAILED = "reset by us for the peer's fault"
-    DROPPED = "reset by us"
-    LOST = "the tunnel was lost"
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
 
 
 class Book(Protocol):
@@ -78,12 +54,8 @@ class Carrier(Protocol):
         """Those to be resumed when there is room."""
 
     @property
-    def lost_text(self) -> str | None:
-        """What the last word of a stream fails with once the tunnel is lost; None: nothing worth a line."""
-
-    @property
-    def failure_text(self) -> str:
-        """Why there is no answer any more, once the tunnel has ended."""
+    def loss(self) -> Loss:
+        """Why the tunnel ended, once it has."""
 
     def write(self, data: memoryview) -> None:
         """Write one DATA frame."""
@@ -106,7 +78,6 @@ class TunnelStream:
     """
 
     __slots__ = (
-        "_code",
         "_ended",
         "_kept",
         "_local_ended",
@@ -128,8 +99,7 @@ class TunnelStream:
         self._kept: bytearray | None = None  # what the reader did not take; at most the stream's window
         self._ended = False  # the peer sends no more
         self._local_ended = False
-        self._over: _Over | None = None
-        self._code = 0
+        self._over: Failure | None = None  # how it ended before its time
         self.answer: Once | None = None  # while it is expected
 
     @property
@@ -144,6 +114,8 @@ class TunnelStream:
         self._reader = reader
         self.headers = NO_FIELDS  # they have been read, and an idle stream lives long
         self.flush()
+        if self._over is not None:
+            self._tell(self._over)
 
     def flush(self) -> None:
         """See `net.relay.StreamEnd`."""
@@ -163,8 +135,6 @@ class TunnelStream:
             self._kept = None
         if self._ended:
             reader.ended()
-        if self._is_broken:
-            reader.was_reset(self._code)
 
     def room(self) -> int:
         """See `net.relay.StreamEnd`."""
@@ -183,38 +153,27 @@ class TunnelStream:
         tunnel.core.put_data_header(chunk, self.stream_id, length)
         tunnel.write(chunk[: HEADER_BYTES + length])
 
-    def end(self) -> str | None:
+    def end(self) -> Failure | None:
         """See `net.relay.StreamEnd`."""
         if self._over is None:
             self._local_ended = True
             self.tunnel.end(self.stream_id)
-            return None
-        if self._over is _Over.LOST:
-            lost = self.tunnel.lost_text
-            return None if lost is None else f"io error: {lost}"
-        if self._over is _Over.DROPPED or self._code == ErrorCode.NO_ERROR or self._is_passed_on_reset:
-            return None
-        if self._over is _Over.RESET and self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
-            return "io error: broken pipe"
-        return f"io error: protocol error: {reason_text(self._code)}"
+        return None if self._over in _NO_FAILURES else self._over
 
     @property
     def is_gone(self) -> bool:
         """See `net.relay.StreamEnd`."""
         return self._over is not None
 
-    def failure(self) -> str | None:
+    @property
+    def kept(self) -> int:
         """See `net.relay.StreamEnd`."""
-        if not self._is_broken or self._is_passed_on_reset:
-            return None
-        if self._code in (ErrorCode.CANCEL, ErrorCode.STREAM_CLOSED):
-            return None
-        return f"protocol error: {reason_text(self._code)}"
+        return 0 if self._kept is None else len(self._kept)
 
     def reset(self, code: int) -> None:
         """Give the stream up with RST_STREAM; harmless when it is over."""
         if self._over is None and not (self._ended and self._local_ended):
-            self._over, self._code = _Over.DROPPED, code
+            self._over = StreamReset(code, By.US)
             self._kept = None
             self.tunnel.reset(self.stream_id, code)
 
@@ -227,15 +186,6 @@ class TunnelStream:
             self._kept = None
 
     # -- the tunnel's side
-
-    @property
-    def _is_broken(self) -> bool:
-        return self._over is _Over.FAILED or (self._over is _Over.RESET and self._code != ErrorCode.NO_ERROR)
-
-    @property
-    def _is_passed_on_reset(self) -> bool:
-        """The peer's TCP connection was reset (RFC 9113 8.5): as little an error here as it is there."""
-        return self._over is _Over.RESET and self._code == ErrorCode.CONNECT_ERROR
 
     def deliver(self, data: memoryview) -> None:
         """Payload from the peer."""
@@ -256,29 +206,20 @@ class TunnelStream:
         if self._kept is None and self._reader is not None:
             self._reader.ended()
 
-    def peer_reset(self, code: int, *, by_us: bool = False) -> None:
-        """RST_STREAM from the peer, or from us because of what it did."""
-        self._over, self._code = (_Over.FAILED if by_us else _Over.RESET), code
-        if not self._is_broken:
-            self._end_early()
-        elif self._reader is not None:
-            if self._kept is None:
-                self._reader.was_reset(code)
-            else:  # behind what came before it
-                self._reader.resume()
-
-    def tunnel_lost(self) -> None:
-        """The tunnel is gone, and this stream with it."""
+    def fail(self, failure: Failure) -> None:
+        """It is over before its time: reset by the peer or for what it did, or lost with its tunnel."""
         if self._over is None:
-            self._over = _Over.LOST
-            self._end_early()
+            self._over = failure
+            self._tell(failure)
 
-    def _end_early(self) -> None:
-        """No more of it, without an error: an end of data for the reader, and no room ever again."""
-        if not self._ended:
-            self.peer_ended()
-        if self._reader is not None:
+    def _tell(self, failure: Failure) -> None:
+        if self._reader is None:
+            return
+        if failure == _NOT_WANTED and self._ended:
+            # The answer was complete without what is left of the request (RFC 9113 8.1).
             self._reader.resume()
+        else:
+            self._reader.failed(failure)
 
     def resume(self) -> None:
         """There may be room."""
@@ -303,10 +244,6 @@ class TunnelStream:
             answer, self.answer = self.answer, None
             answer.set()
 
-    def no_answer_text(self) -> str:
+    def no_answer(self) -> Ending:
         """Why a stream that has no status never got one."""
-        if self._over is _Over.RESET:
-            return f"stream error received: {reason_text(self._code)}"
-        if self._over is _Over.FAILED:
-            return f"stream error detected: {reason_text(self._code)}"
-        return self.tunnel.failure_text
+        return TunnelLost(self.tunnel.loss) if self._over is None else self._over

@@ -16,10 +16,11 @@ import trio
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.certificate_key import Pod
 from ztunnel_trio.model.workload import WorkloadInfo
-from ztunnel_trio.net.failures import io_text, os_error_text
+from ztunnel_trio.net.failures import ending_of
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.sockets import BindFailed, SocketFactory
 from ztunnel_trio.observe.log import get_logger, span
+from ztunnel_trio.observe.words import ending_text, os_error_text
 from ztunnel_trio.proxy.node import Certificates, Node
 from ztunnel_trio.proxy.registry import Registry
 from ztunnel_trio.proxy.workload_proxy import MakeNameServer, WorkloadProxy
@@ -193,7 +194,8 @@ class WorkloadProxies:
             try:
                 placement.proxy = self.bind(placement)
             except OSError as error:
-                return Failed(partial(log.warning, CANNOT_START, placement.info, io_text(error)))
+                text = ending_text(ending_of(error))
+                return Failed(partial(log.warning, CANNOT_START, placement.info, text))
         placement.state, placement.has_failed = PlacementState.UP, False
         self.report()
         await placement.proxy.run(self.drain)

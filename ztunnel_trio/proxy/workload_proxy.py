@@ -36,7 +36,9 @@ from ztunnel_trio.proxy.node import Node, ProxySettings
 from ztunnel_trio.proxy.outbound import Outbound
 from ztunnel_trio.proxy.passthrough import Passthrough
 from ztunnel_trio.proxy.pool import Pool
+from ztunnel_trio.proxy.reach import Reach
 from ztunnel_trio.proxy.registry import Registry
+from ztunnel_trio.proxy.routing import Routing
 from ztunnel_trio.proxy.serving import Handler, serve_one
 from ztunnel_trio.proxy.socks import Socks
 from ztunnel_trio.proxy.tunnel import Tunnel
@@ -159,7 +161,8 @@ class WorkloadProxy:
             case "inbound plaintext":
                 return Passthrough(node, info, sockets, registry, judge, is_transparent).serve
             case _:
-                outbound = Outbound(node, info, sockets, registry, pool, dialler)
+                routing = Routing(node, info, sockets)
+                outbound = Outbound(node, registry, routing, Reach(node, sockets, pool, dialler))
                 if component == "outbound":
                     return outbound.serve
                 resolve = None if self.name_server is None else self.name_server.resolve

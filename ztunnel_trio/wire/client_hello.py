@@ -1,9 +1,10 @@
 """What a TLS client offers before anything is agreed: the application protocols of a ClientHello.
 
 OpenSSL's binding for Python goes on without a protocol when none of the client's is ours, where RFC 7301
-3.2 asks for an alert. Who accepts looks at the first record itself.
+3.2 asks for an alert. Who accepts looks at the hello itself.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 HANDSHAKE_RECORD: Final = 22  # RFC 8446 5.1
@@ -17,20 +18,43 @@ VERSION_AND_RANDOM_BYTES: Final = 2 + 32
 NO_APPLICATION_PROTOCOL: Final = b"\x15\x03\x03\x00\x02\x02\x78"
 
 
-def offered_protocols(data: bytes) -> tuple[bytes, ...]:
-    """The protocols offered by a ClientHello that is wholly within the first record of `data`.
+# OpenSSL takes no hello beyond 16 KiB (SSL3_RT_MAX_PLAIN_LENGTH); cut into tiny records it is longer.
+MOST_BYTES: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """The hello goes on: look again when there are `wanted` bytes, counted from its first."""
+
+    wanted: int
+
+
+def offered_protocols(data: bytes) -> tuple[bytes, ...] | Incomplete:
+    """The protocols offered by the ClientHello that begins `data`, over however many records.
 
     Empty when none is offered, and when it is anything else: who does the handshake says what is wrong.
     """
-    if len(data) < RECORD_HEADER_BYTES + HELLO_HEADER_BYTES or data[0] != HANDSHAKE_RECORD:
-        return ()
-    record = data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + int.from_bytes(data[3:5], "big")]
-    length = int.from_bytes(record[1:4], "big")
-    body = record[HELLO_HEADER_BYTES : HELLO_HEADER_BYTES + length]
-    if not record or record[0] != CLIENT_HELLO or len(body) < length:
-        return ()
+    message, position = b"", 0
+    while True:
+        header = data[position : position + RECORD_HEADER_BYTES]
+        if header and header[0] != HANDSHAKE_RECORD:
+            return ()
+        if len(header) < RECORD_HEADER_BYTES:
+            return Incomplete(position + RECORD_HEADER_BYTES)
+        end = position + RECORD_HEADER_BYTES + int.from_bytes(header[3:5], "big")
+        if end == position + RECORD_HEADER_BYTES:  # RFC 8446 5.1 forbids it
+            return ()
+        message += data[position + RECORD_HEADER_BYTES : end]
+        if message and message[0] != CLIENT_HELLO:
+            return ()
+        length = HELLO_HEADER_BYTES + int.from_bytes(message[1:HELLO_HEADER_BYTES], "big")
+        if len(message) >= HELLO_HEADER_BYTES and length <= len(message):
+            break
+        if len(data) < end:
+            return Incomplete(end)
+        position = end
     try:
-        return _alpn_of(body)
+        return _alpn_of(message[HELLO_HEADER_BYTES:length])
     except IndexError:  # lengths that contradict each other
         return ()
 

@@ -33,8 +33,8 @@ from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.policy import Action, Authorization, PolicyScope
 from ztunnel_trio.model.service import Service
-from ztunnel_trio.model.workload import OutboundProtocol, WorkloadInfo
-from ztunnel_trio.proxy.registry import InboundKey, OutboundEntry
+from ztunnel_trio.model.workload import OutboundProtocol, Workload, WorkloadInfo
+from ztunnel_trio.proxy.registry import InboundEntry, OutboundEntry
 from ztunnel_trio.proxy.workload_proxies import Placement, PlacementState
 
 ITEMS: dict[str, Json] = {f"key{n:03}": {"z": n, "a": ["\n", {}], "ü": []} for n in range(3 * SLICE_ITEMS)}
@@ -292,8 +292,9 @@ def test_open_connections_are_listed() -> None:
     source, pod = SocketAddress.parse("10.0.0.1:40000"), SocketAddress.parse("10.0.0.2:8080")
     plain_key = InboundConnection(source=source, destination=pod, identity=None)
     tls_key = InboundConnection(source=source, destination=pod, identity=CLIENT)
-    placement.registry.inbound[InboundKey(plain_key)] = []
-    placement.registry.inbound[InboundKey(tls_key, "server.default.svc")] = []
+    held = Workload()
+    for key, host in ((plain_key, None), (tls_key, "server.default.svc"), (tls_key, "server.default.svc")):
+        placement.registry.inbound.add(InboundEntry(key, held, host))
     placement.registry.outbound.add(
         OutboundEntry(source, pod, SocketAddress(ip_address("fd77::1"), 15008), OutboundProtocol.HBONE)
     )

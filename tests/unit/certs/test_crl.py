@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tests.fakes.pki import Authority
-from ztunnel_trio.certs.crl import REVOKED_TEXT, UNREADABLE_TEXT, CrlKeeper, Reporter
+from ztunnel_trio.certs.crl import REVOKED, UNREADABLE, CrlKeeper, Reporter
 from ztunnel_trio.model.certificate import first_certificate
 from ztunnel_trio.model.identity import SpiffeId
 
@@ -72,7 +72,7 @@ def test_a_missing_file_is_waited_for(file: Path, caplog: pytest.LogCaptureFixtu
         assert keeper.verdict(CHAINS[0], reporter="source") is None
         write(file, IA.revocations(1))
         await trio.sleep(5)
-        assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED_TEXT
+        assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED
 
     follow(keeper, body)
 
@@ -98,9 +98,9 @@ def test_new_peers_are_judged_by_leaf_and_intermediate(file: Path) -> None:
     file.write_text(IA.revocations(1))
     keeper = opened(file, counts)
 
-    assert keeper.verdict(CHAINS[0], reporter="destination") == REVOKED_TEXT
+    assert keeper.verdict(CHAINS[0], reporter="destination") == REVOKED
     assert keeper.verdict(CHAINS[1], reporter="destination") is None
-    assert keeper.verdict([b"junk", IA.der], reporter="destination") == UNREADABLE_TEXT
+    assert keeper.verdict([b"junk", IA.der], reporter="destination") == UNREADABLE
     assert counts.rejections == ["destination"]
 
 
@@ -177,7 +177,7 @@ def test_a_bad_reload_leaves_the_list_before_in_force(file: Path) -> None:
                 write(file, content)
             await trio.sleep(5)
             assert keeper.generation == 1
-            assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED_TEXT
+            assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED
 
     follow(keeper, body)
 
@@ -204,7 +204,7 @@ def test_a_link_swapped_as_kubernetes_does_is_a_change_and_changes_settle_first(
 
     follow(keeper, body)
 
-    assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED_TEXT
+    assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED
 
 
 def test_a_list_past_its_next_update_is_warned_of_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -220,7 +220,7 @@ def test_a_list_past_its_next_update_is_warned_of_once(file: Path, caplog: pytes
         assert keeper.seconds_left() == pytest.approx(2 - began, abs=0.01)
         ahead = timedelta(seconds=3600)
         await trio.sleep(3)
-        assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED_TEXT
+        assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED
 
     follow(keeper, body)
 

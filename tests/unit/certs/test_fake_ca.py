@@ -15,7 +15,8 @@ from ztunnel_trio.certs.signed import SignedCertificates
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
-from ztunnel_trio.net.tls import TlsContexts, accept_tls, connect_tls
+from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.tls.handshake import accept_tls, connect_tls
 
 SLEEP = SpiffeId("cluster.local", "default", "sleep")
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

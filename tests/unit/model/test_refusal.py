@@ -12,3 +12,7 @@ def test_a_refusal_leaves_the_pure_world_whole() -> None:
     assert isinstance(error, ZtunnelError)
     assert error.refusal is refusal
     assert str(error) == "ip_mismatch: 10.0.0.1 != 10.0.0.2"
+
+
+def test_every_reason_has_its_own_word() -> None:
+    assert len({reason.value for reason in Reason}) == len(Reason)

@@ -1,4 +1,5 @@
 import errno
+import os
 import socket
 import ssl
 
@@ -6,21 +7,22 @@ import pytest
 import trio
 
 from tests.fakes.tunnels import tcp_pair
+from ztunnel_trio.model.ending import (
+    DeadlinePassed,
+    Ending,
+    OtherFailure,
+    SystemFailure,
+    TlsLibrary,
+    TlsRefused,
+)
 from ztunnel_trio.net.failures import (
-    in_direction,
-    io_text,
-    os_error_text,
+    arm,
+    disarm,
+    ending_of,
     pending_error,
     reset_socket,
     shutdown_writing,
 )
-
-
-def test_errors_read_as_in_the_reference() -> None:
-    assert os_error_text(OSError(errno.ECONNRESET, "x")) == "Connection reset by peer (os error 104)"
-    assert os_error_text(OSError("odd")) == "odd"
-    assert in_direction("send", "io error: x") == "send: io error: x"
-    assert in_direction("receive", "while closing connection: x") == "while closing connection: receive: x"
 
 
 def test_a_reset_socket_resets_its_peer() -> None:
@@ -52,7 +54,26 @@ def test_a_fin_that_cannot_be_sent_is_a_failure_unless_nobody_is_there() -> None
     with socket.socket() as alone:
         assert shutdown_writing(alone) is None
     near.close()
-    assert shutdown_writing(near) == "while closing connection: io error: Bad file descriptor (os error 9)"
+    assert shutdown_writing(near) == SystemFailure(errno.EBADF)
+
+
+def test_an_armed_socket_resets_whoever_closes_it_and_a_disarmed_one_does_not() -> None:
+    near, far = tcp_pair()
+    with near:
+        near.setblocking(True)
+        arm(far)
+        far.send(b"last words")
+        disarm(far)
+        far.close()
+        assert near.recv(100) == b"last words"
+        assert near.recv(100) == b""
+    near, far = tcp_pair()
+    with near:
+        near.setblocking(True)
+        arm(far)
+        os.close(far.detach())  # as the kernel does for a process that dies
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
 
 
 def caused(by: BaseException) -> trio.BrokenResourceError:
@@ -63,22 +84,22 @@ def caused(by: BaseException) -> trio.BrokenResourceError:
 
 
 @pytest.mark.parametrize(
-    ("error", "text"),
+    ("error", "ending"),
     [
-        (ConnectionRefusedError(111, "whatever"), "Connection refused (os error 111)"),
-        (OSError(113, "x"), "No route to host (os error 113)"),
-        (TimeoutError(110, "x"), "Connection timed out (os error 110)"),
-        (TimeoutError(), "deadline has elapsed"),
-        (trio.TooSlowError(), "deadline has elapsed"),
-        (caused(ConnectionResetError(104, "x")), "Connection reset by peer (os error 104)"),
-        (trio.BrokenResourceError(), "broken pipe"),
-        (ExceptionGroup("g", [OSError(32, "x")]), "Broken pipe (os error 32)"),
-        (OSError("own words"), "own words"),
-        (ssl.SSLError(1, "wrong version number"), "('wrong version number',)"),
-        (EOFError(), "EOFError"),
+        (ConnectionRefusedError(111, "whatever"), SystemFailure(111)),
+        (TimeoutError(110, "x"), SystemFailure(110)),
+        (TimeoutError(), DeadlinePassed()),
+        (trio.TooSlowError(), DeadlinePassed()),
+        (caused(ConnectionResetError(104, "x")), SystemFailure(104)),
+        (caused(trio.TooSlowError()), DeadlinePassed()),
+        (trio.BrokenResourceError(), OtherFailure("broken pipe")),
+        (ExceptionGroup("g", [OSError(32, "x")]), SystemFailure(32)),
+        (OSError("own words"), OtherFailure("own words")),
+        (ssl.SSLError(1, "wrong version number"), TlsRefused(TlsLibrary("('wrong version number',)"))),
+        (EOFError(), OtherFailure("EOFError")),
     ],
 )
-def test_io_errors_speak_as_the_system_does(error: BaseException, text: str) -> None:
+def test_what_an_exception_says_of_the_end(error: BaseException, ending: Ending) -> None:
     if isinstance(error, ssl.SSLError):
-        text = str(error)
-    assert io_text(error) == text
+        ending = TlsRefused(TlsLibrary(str(error)))
+    assert ending_of(error) == ending

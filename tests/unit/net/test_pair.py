@@ -6,12 +6,13 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, Counted, tcp_pair
+from ztunnel_trio.model.ending import PolicyChanged, Revoked
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, pair_of
 
 
 @trio_test
-async def test_a_pair_is_cancelled_like_a_scope() -> None:
+async def test_a_pair_is_cut_at_once() -> None:
     async with trio.open_nursery() as nursery:
         engine = Engine()
         await nursery.start(engine.run)
@@ -22,14 +23,14 @@ async def test_a_pair_is_cancelled_like_a_scope() -> None:
                 async with trio.open_nursery() as running:
                     running.start_soon(pair.run)
                     await wait_all_tasks_blocked()
-                    pair.cancel(reason="enough")
+                    pair.cut(PolicyChanged())
             assert engine.registered == 0
             assert captured.fileno() == dialled.fileno() == -1
         nursery.cancel_scope.cancel()
 
 
 @trio_test
-async def test_a_pair_cancelled_before_it_runs_moves_nothing() -> None:
+async def test_a_pair_cut_before_it_runs_moves_nothing() -> None:
     async with trio.open_nursery() as nursery:
         engine = Engine()
         await nursery.start(engine.run)
@@ -38,9 +39,10 @@ async def test_a_pair_cancelled_before_it_runs_moves_nothing() -> None:
             source.send(b"x")
             counted = Counted()
             pair = pair_of(engine, SocketEnd(captured), SocketEnd(dialled), counted)
-            pair.cancel()
+            pair.cut(Revoked())
+            pair.cut(PolicyChanged())
             with trio.fail_after(1):
-                assert await pair.run() is None
+                assert await pair.run() == Revoked()
                 with pytest.raises(ConnectionResetError):
                     await App(source).receive_all()
             assert counted == Counted(0, 0)
@@ -48,7 +50,7 @@ async def test_a_pair_cancelled_before_it_runs_moves_nothing() -> None:
 
 
 @trio_test
-async def test_a_pair_that_owes_a_reset_can_be_cancelled_too() -> None:
+async def test_a_pair_that_owes_a_reset_can_be_cut_too() -> None:
     async with trio.open_nursery() as nursery:
         engine = Engine()
         await nursery.start(engine.run)
@@ -64,6 +66,6 @@ async def test_a_pair_that_owes_a_reset_can_be_cancelled_too() -> None:
                     running.start_soon(pair.run)
                     await wait_all_tasks_blocked()
                     assert captured.fileno() >= 0
-                    pair.cancel()
+                    pair.cut(PolicyChanged())
             assert captured.fileno() == -1
         nursery.cancel_scope.cancel()

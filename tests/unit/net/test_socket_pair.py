@@ -9,8 +9,10 @@ import trio
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, Counted, tcp_pair, until
+from ztunnel_trio.model.ending import ApplicationReset, Ending
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
+from ztunnel_trio.observe.words import error_text
 
 drivers = pytest.mark.parametrize("in_front", [True, False])
 
@@ -25,11 +27,16 @@ class Passthrough:
         self.captured, self.dialled = captured, dialled
         self.traffic = Counted()
         self.ended = trio.Event()
-        self.text: str | None = None
+        self.ending: Ending | None = None
 
     async def run(self, engine: Engine) -> None:
-        self.text = await relay(engine, SocketEnd(self.captured), SocketEnd(self.dialled), self.traffic)
+        self.ending = await relay(engine, SocketEnd(self.captured), SocketEnd(self.dialled), self.traffic)
         self.ended.set()
+
+    @property
+    def text(self) -> str | None:
+        assert self.ending is not None
+        return error_text(self.ending)
 
     def close(self) -> None:
         for sock in (self.source.sock, self.destination.sock, self.captured, self.dialled):
@@ -139,3 +146,30 @@ def test_a_cancelled_relay_leaves_nothing() -> None:
             pair.close()
 
     assert cancelled_everywhere_now(scenario) > 5
+
+
+@trio_test
+async def test_a_reset_behind_bytes_that_nobody_takes_is_passed_on() -> None:
+    async with passthrough() as pair:
+        with trio.move_on_after(0.1):
+            while True:
+                await pair.source.send(bytes(100_000))  # until everything on the way is full
+        pair.source.reset()
+        with pytest.raises(ConnectionResetError):
+            await pair.destination.receive_all()
+    assert pair.ending == ApplicationReset()
+
+
+@trio_test
+async def test_a_relay_that_is_cancelled_resets_both() -> None:
+    async with trio.open_nursery() as nursery:
+        engine = Engine()
+        await nursery.start(engine.run)
+        (source, captured), (dialled, destination) = tcp_pair(), tcp_pair()
+        with source, destination:
+            with trio.move_on_after(0.01):
+                await relay(engine, SocketEnd(captured), SocketEnd(dialled), Counted())
+            for each in (source, destination):
+                with pytest.raises(ConnectionResetError):
+                    each.recv(1)
+        nursery.cancel_scope.cancel()

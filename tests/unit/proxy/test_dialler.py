@@ -16,14 +16,18 @@ from tests.fakes.tunnels import until
 from tests.fakes.world import SERVER, SOURCE, World, patient_clock, world
 from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.model.address import HostPort, SocketAddress
-from ztunnel_trio.model.refusal import Reason, Refused
-from ztunnel_trio.net.tls import TlsContexts, TlsMisconfigured
+from ztunnel_trio.model.ending import CertificateInvalid, Invalid, Revoked, TlsRefused
+from ztunnel_trio.model.refusal import Reason, Refusal, Refused
+from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.tls.failures import TlsMisconfigured
 from ztunnel_trio.observe.metrics import Reporter
+from ztunnel_trio.observe.words import ending_text
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
-from ztunnel_trio.proxy.dialler import REVOKED, Dialler, is_revoked
-from ztunnel_trio.proxy.pool import PoolKey
+from ztunnel_trio.proxy.dialler import Dialler
+from ztunnel_trio.proxy.pool_choice import PoolKey
 from ztunnel_trio.proxy.server_tunnel import TunnelRequest
 
+REVOKED = TlsRefused(CertificateInvalid(Invalid.REVOKED))
 KEY = PoolKey(
     SOURCE.identity,
     (SERVER.identity,),
@@ -36,10 +40,15 @@ def dialler_of(it: World) -> Dialler:
     return Dialler(it.node, SOURCE.info, it.sockets(SOURCE.addresses[0]))
 
 
+def told(refusal: Refusal) -> tuple[Reason, str]:
+    cause = refusal.cause
+    return refusal.reason, refusal.subject if cause is None else ending_text(cause)
+
+
 async def failure(it: World, key: PoolKey = KEY) -> tuple[Reason, str]:
     with pytest.raises(Refused) as caught:
         await dialler_of(it).tunnel(key, 10)
-    return caught.value.refusal.reason, caught.value.refusal.detail
+    return told(caught.value.refusal)
 
 
 @trio_test
@@ -111,10 +120,10 @@ async def test_a_certificate_that_cannot_be_used() -> None:
 class FakeRevocations:
     """Refuses new peers with `refusal`; revokes those that are there when told to."""
 
-    refusal: str | None = None
+    refusal: TlsRefused | None = None
     watched: list[Callable[[], None]] = field(default_factory=list)
 
-    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> str | None:
+    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> TlsRefused | None:
         return self.refusal
 
     def register(
@@ -138,8 +147,8 @@ class Watched:
 async def test_a_peer_that_was_revoked_before() -> None:
     async with world() as it:
         await it.listen(SERVER)
-        it.node = replace(it.node, revocations=FakeRevocations("certificate revoked"))
-        assert await failure(it) == (Reason.IO, "certificate revoked")
+        it.node = replace(it.node, revocations=FakeRevocations(REVOKED))
+        assert await failure(it) == (Reason.IO, "invalid peer certificate: Revoked")
 
 
 @trio_test
@@ -150,29 +159,17 @@ async def test_a_peer_that_is_revoked_later_takes_its_connections_along() -> Non
         it.node = replace(it.node, revocations=revocations)
         dialler = dialler_of(it)
         tunnel, peer = await dialler.tunnel(KEY, 10)
-        other = trio.CancelScope()
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
 
-                async def live() -> None:
-                    with dialler.watch(tunnel, peer):
-                        await tunnel.run()
+            async def live() -> None:
+                with dialler.watch(tunnel, peer):
+                    await tunnel.run()
 
-                nursery.start_soon(live)
-                await trio.testing.wait_all_tasks_blocked()
-                bodies = (scope, other)
-                for body in bodies:
-                    dialler.trust([tunnel], body)
-                (revoke,) = revocations.watched
-                revoke()
-                for body in bodies:
-                    dialler.distrust([tunnel], body)
-                await trio.sleep_forever()
-        assert scope.cancelled_caught
-        assert other.cancel_called
-        assert is_revoked([tunnel])
-        assert tunnel.failure_text == REVOKED
-        assert dialler.connections == {}
+            nursery.start_soon(live)
+            await trio.testing.wait_all_tasks_blocked()
+            (revoke,) = revocations.watched
+            revoke()
+        assert tunnel.loss == Revoked()
         assert revocations.watched == []
 
 
@@ -180,7 +177,7 @@ async def test_a_peer_that_is_revoked_later_takes_its_connections_along() -> Non
     ("change", "expected"),
     [
         ({"contexts": Misconfigured()}, (Reason.TLS_CONFIG, "certificate: key values mismatch")),
-        ({"revocations": FakeRevocations("certificate revoked")}, (Reason.IO, "certificate revoked")),
+        ({"revocations": FakeRevocations(REVOKED)}, (Reason.IO, "invalid peer certificate: Revoked")),
     ],
 )
 @trio_test
@@ -199,7 +196,7 @@ async def test_an_inner_tunnel_that_comes_to_nothing_gives_the_outer_stream_back
         with pytest.raises(Refused) as caught:
             await dialler.inner_tunnel(outer, await dialler.certificate(SOURCE.identity), (SERVER.identity,))
 
-        assert (caught.value.refusal.reason, caught.value.refusal.detail) == expected
+        assert told(caught.value.refusal) == expected
         await until(lambda: not tunnel.active_streams)
         assert tunnel.is_usable
 

@@ -15,11 +15,12 @@ from tests.fakes.world import SERVER, SOURCE, World, at, certificate_of, deny_al
 from ztunnel_trio.decide.admit import Admission
 from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.model.address import HboneTarget, HostPort, SocketAddress
+from ztunnel_trio.model.ending import TlsRefused
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import ApplicationTunnel, AppTunnelProtocol
 from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
-from ztunnel_trio.net.tls import connect_tls
+from ztunnel_trio.net.tls.handshake import connect_tls
 from ztunnel_trio.observe.metrics import Reporter, Traffic
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.inbound import Inbound
@@ -181,7 +182,7 @@ async def test_a_policy_that_changes_resets_the_stream_and_keeps_the_tunnel() ->
         await ended(it, 1)
         assert it.lines.errors() == ["connection closed due to policy change"]
         assert tunnel.is_usable
-        assert inbound.registry.inbound == {}
+        assert inbound.registry.inbound == set()
 
         it.put(no_more=("ns/deny-all",))
         stream = await tunnel.open(there, [])
@@ -193,10 +194,10 @@ async def test_a_policy_that_changes_resets_the_stream_and_keeps_the_tunnel() ->
 class FakeRevocations:
     """Revokes when told to."""
 
-    refuse: str | None = None
+    refuse: TlsRefused | None = None
     registered: list[Callable[[], None]] = field(default_factory=list)
 
-    def verdict(self, chain: Sequence[bytes], *, reporter: Reporter) -> str | None:
+    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> TlsRefused | None:
         return self.refuse
 
     def register(

@@ -1,10 +1,8 @@
 """Captured connections leaving a pod: carried, refused, tried elsewhere, cut."""
 
-import errno
-import os
-import random
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 import pytest
@@ -24,13 +22,12 @@ from tests.fakes.tunnels import App, tcp_pair, until
 from tests.fakes.world import PLAIN, SERVER, SOURCE, World, at, deny_all, patient_clock, world
 from ztunnel_trio.lab.hbone import Serve
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
-from ztunnel_trio.model.refusal import Reason, Refusal
+from ztunnel_trio.model.ending import Revoked
 from ztunnel_trio.model.service import Service
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
+from ztunnel_trio.observe.metrics import Reporter
 from ztunnel_trio.proxy.node import ProxySettings
-from ztunnel_trio.proxy.outbound import Patience, SeededChance, is_timeout, may_another_help
 from ztunnel_trio.proxy.server_tunnel import TunnelRequest
 
 WEB = Service(
@@ -199,7 +196,7 @@ async def test_two_other_endpoints_are_tried_and_no_more() -> None:
 
         assert it.lines.errors() == ["io error: Connection refused (os error 111)"]
         assert it.metric("istio_connect_retries_total") == 2
-        dialled = outbound.sockets.dialled  # type: ignore[attr-defined]
+        dialled = outbound.reach.sockets.dialled  # type: ignore[attr-defined]
         assert len(set(dialled)) == len(dialled) == 3
 
 
@@ -287,57 +284,7 @@ async def test_an_endpoint_hurried_for_others_that_are_none_gets_the_rest_of_the
         assert it.lines.complete == []
         await trio.sleep(0.2)
         assert len(it.lines.complete) == 1
-        assert len(outbound.sockets.dialled) == 3  # type: ignore[attr-defined]
-
-
-def test_chance_is_that_of_its_seed() -> None:
-    for seed in range(5):
-        ours, plain = SeededChance(seed), random.Random(seed)
-        assert [ours.randrange(100) for _ in range(3)] == [plain.randrange(100) for _ in range(3)]
-        assert ours.choice("abc") == plain.choice("abc")
-        assert ours.choices("abc", (1, 2, 3)) == plain.choices("abc", (1, 2, 3))
-
-
-def test_time_is_shared_among_those_that_may_be_tried() -> None:
-    @trio_test(clock=patient_clock())
-    async def main() -> None:
-        patience = Patience(trio.current_time() + 9, 2)
-        assert patience.share(0, trio.current_time()) == pytest.approx(9)
-        assert patience.share(1, trio.current_time()) == pytest.approx(4.5)
-        assert patience.share(7, trio.current_time()) == pytest.approx(3)
-        await trio.sleep(3)
-        assert patience.one_more()
-        assert patience.share(7, trio.current_time()) == pytest.approx(3)
-        assert patience.one_more()
-        assert not patience.one_more()
-        late = Patience(trio.current_time() - 1, 2)
-        assert not late.one_more()
-        assert late.share(2, trio.current_time()) == 0
-
-    main()
-
-
-@pytest.mark.parametrize(
-    ("refusal", "expected"),
-    [
-        (Refusal(Reason.IO, "Connection refused (os error 111)"), True),
-        (Refusal(Reason.HBONE_CONNECT_TIMEOUT, "deadline has elapsed"), True),
-        (Refusal(Reason.H2, "stream error received: refused stream"), True),
-        (Refusal(Reason.HTTP_STATUS, "503"), True),
-        (Refusal(Reason.HTTP_STATUS, "401"), False),
-        (Refusal(Reason.HTTP_STATUS, "400"), False),
-        (Refusal(Reason.IDENTITY, "none"), False),
-        (Refusal(Reason.TLS_CONFIG, "bad"), False),
-    ],
-)
-def test_what_another_endpoint_may_do_better(refusal: Refusal, expected: bool) -> None:
-    assert may_another_help(refusal) is expected
-
-
-def test_timeouts_are_told_from_refusals() -> None:
-    assert is_timeout(Refusal(Reason.HBONE_CONNECT_TIMEOUT, "deadline has elapsed"))
-    assert is_timeout(Refusal(Reason.IO, "deadline has elapsed"))
-    assert not is_timeout(Refusal(Reason.IO, os.strerror(errno.ECONNREFUSED)))
+        assert len(outbound.reach.sockets.dialled) == 3  # type: ignore[attr-defined]
 
 
 @trio_test
@@ -348,8 +295,8 @@ async def test_a_revoked_peer_ends_the_connection_with_that_reason() -> None:
         outbound = it.outbound(SOURCE)
         app = it.call(outbound, there)
         assert await ask(app) == b"hello world"
-        (pooled,) = outbound.pool.pooled.values()
-        outbound.dialler.revoke(pooled.tunnel)
+        (pooled,) = outbound.reach.pool.choices.pooled.values()
+        pooled.tunnel.abort(Revoked())
         await until(lambda: len(it.lines.errors("outbound")) == 1)
         assert it.lines.errors("outbound") == ["connection closed: peer certificate revoked by CRL"]
 
@@ -464,7 +411,7 @@ async def test_another_networks_service_is_asked_for_by_name_inside_the_gateways
             (REMOTE_NAME, SOURCE.identity)
         ] * 2
         assert len({one.client for one in gateway.connects}) == 1  # an inner tunnel each, one outer tunnel
-        (outer,) = outbound.pool.pooled.values()
+        (outer,) = outbound.reach.pool.choices.pooled.values()
         await until(lambda: not outer.tunnel.active_streams)
         assert outer.tunnel.is_usable
 
@@ -549,10 +496,9 @@ def test_what_goes_wrong_inside_costs_the_connection_and_not_the_gateways_tunnel
 
             assert found is not None
             assert error in found
-            (outer,) = outbound.pool.pooled.values()
+            (outer,) = outbound.reach.pool.choices.pooled.values()
             await until(lambda: not outer.tunnel.active_streams)
             assert outer.tunnel.is_usable
-            assert outbound.dialler.connections == {}
 
     main()
 
@@ -585,26 +531,43 @@ async def test_without_a_certificate_no_gateway_is_dialled() -> None:
         (error,) = it.lines.errors()
         assert error is not None
         assert error.startswith("identity error: no certificate for")
-        assert outbound.sockets.dialled == []  # type: ignore[attr-defined]
+        assert outbound.reach.sockets.dialled == []  # type: ignore[attr-defined]
+
+
+@dataclass(eq=False)
+class Watched:
+    """Revocation lists on which nobody is; remembers who is watched at the dialling side."""
+
+    at_sources: list[Callable[[], None]] = field(default_factory=list)
+
+    def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> None:
+        return None
+
+    def register(
+        self, chain_der: Sequence[bytes], on_revoked: Callable[[], None], *, reporter: Reporter
+    ) -> "Watched":
+        if reporter == "source":
+            self.at_sources.append(on_revoked)
+        return self
+
+    def release(self) -> None: ...
 
 
 @trio_test
 async def test_a_revoked_inner_peer_ends_its_connection_alone() -> None:
     async with world() as it:
+        revocations = Watched()
+        it.node = replace(it.node, revocations=revocations)
         await two_networks(it)
         await open_gateway(it, to_proxy_of(it))
         outbound = it.outbound(SOURCE)
         first, second = it.call(outbound, REMOTE_ADDRESS), it.call(outbound, REMOTE_ADDRESS)
         assert await ask(first) == await ask(second) == b"hello world"
-        (pooled,) = outbound.pool.pooled.values()
-        inner, other = (one for one in outbound.dialler.connections if one is not pooled.tunnel)
-        assert isinstance(inner, ClientTunnel)
-        assert isinstance(other, ClientTunnel)
-        outbound.dialler.revoke(inner)
+        _outer, inner, _other = revocations.at_sources
+        inner()
         await until(lambda: len(it.lines.errors("outbound")) == 1)
 
         assert it.lines.errors("outbound") == ["connection closed: peer certificate revoked by CRL"]
-        assert not other.ended.is_set()
         alive = 0
         for app in (first, second):
             with suppress(AssertionError, OSError):

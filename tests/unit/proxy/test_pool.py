@@ -12,15 +12,17 @@ from trio.testing import wait_all_tasks_blocked
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tls_pair, until
 from ztunnel_trio.model.address import HostPort, SocketAddress
+from ztunnel_trio.model.ending import Failure, NoAnswer, NotProcessed, SystemFailure
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.net.engine import Engine, Once
-from ztunnel_trio.net.tls import TlsPeer
+from ztunnel_trio.net.tls.peer import TlsPeer
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
-from ztunnel_trio.proxy.pool import Pool, PoolKey, PoolSettings
+from ztunnel_trio.proxy.pool import Pool, StreamRequest
+from ztunnel_trio.proxy.pool_choice import PoolKey, PoolSettings
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.proxy.tunnel_stream import TunnelStream
 
 KEY = PoolKey(
     SpiffeId("cluster.local", "ns", "source"),
@@ -99,7 +101,7 @@ class Discard:
     def ended(self) -> None:
         self.over.set()
 
-    def was_reset(self, code: int) -> None:
+    def failed(self, failure: Failure) -> None:
         self.over.set()
 
     def resume(self) -> None: ...
@@ -118,7 +120,8 @@ class Both:
     servers: Servers
 
     async def open(self, key: PoolKey = KEY) -> TunnelStream:
-        stream = await self.pool.open(key, AUTHORITY, [], 10)
+        now = trio.current_time()
+        stream = await self.pool.stream(StreamRequest(key, AUTHORITY, [], 10, now + 1000), now)
         assert stream.status == 200
         return stream
 
@@ -153,8 +156,8 @@ async def pool(settings: PoolSettings | None = None) -> AsyncIterator[Both]:
                 yield both
                 tunnels.cancel_scope.cancel(reason="the test is over")
             assert not both.pool.alive
-            assert not both.pool.pooled
-            assert not both.pool.dialling
+            assert not both.pool.choices.pooled
+            assert not both.pool.choices.dialling
             nursery.cancel_scope.cancel(reason="the test is over")
         assert engine.registered == 0
         services.cancel_scope.cancel(reason="the test is over")
@@ -287,7 +290,7 @@ async def test_idle_eviction() -> None:
         await both.closed(1)
 
         assert 0.1 <= trio.current_time() - began < 0.5
-        assert not both.pool.pooled
+        assert not both.pool.choices.pooled
 
 
 @trio_test(autojump=True)
@@ -323,7 +326,7 @@ async def test_the_tunnels_used_longest_ago_go_when_there_are_too_many() -> None
             (await both.open(key_of(number))).close()
         await both.closed(2)
 
-        assert list(both.pool.pooled) == [key_of(2), key_of(3), key_of(4)]
+        assert list(both.pool.choices.pooled) == [key_of(2), key_of(3), key_of(4)]
 
 
 @trio_test
@@ -356,7 +359,7 @@ async def test_a_tunnel_that_dies_while_the_answer_is_due_is_replaced_unseen() -
 async def test_a_tunnel_dialled_for_the_stream_that_fails_is_a_failure() -> None:
     async with pool() as both:
         both.servers.answers = False
-        with pytest.RaisesGroup(H2Failed):
+        with pytest.RaisesGroup(pytest.RaisesExc(Refused, match="h2")):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(both.open)
                 await until(lambda: len(both.servers.requests) == 1)
@@ -373,7 +376,7 @@ async def test_streams_the_peer_refuses_find_another_tunnel() -> None:
 
         assert {stream.status for stream in streams} == {200}
         close_all([first, *streams])
-        await both.closed(both.servers.opened - len(both.pool.pooled))
+        await both.closed(both.servers.opened - len(both.pool.choices.pooled))
 
 
 @trio_test(autojump=True)
@@ -388,7 +391,7 @@ async def test_who_waits_for_a_dial_shares_its_failure() -> None:
 
     async with pool() as both:
         both.servers.dial_seconds = 1
-        both.servers.failure = Refused(Refusal(Reason.IO, "Connection refused (os error 111)"))
+        both.servers.failure = Refused(Refusal(Reason.IO, cause=SystemFailure(111)))
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             for _ in range(5):
@@ -428,3 +431,39 @@ async def test_dials_of_different_keys_do_not_wait_for_each_other() -> None:
 
         await both.open(key_of(2))
         assert both.servers.opened == 1
+
+
+@trio_test
+async def test_a_request_that_was_not_processed_is_sent_again_on_a_new_tunnel() -> None:
+    async with pool() as both:
+        both.servers.settings = TunnelSettings(max_streams=0)  # refuses every stream, as it may
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(both.open)
+            await until(lambda: both.servers.opened == 1)
+            both.servers.settings = TunnelSettings()
+
+        assert both.servers.opened == 2
+        assert len(both.servers.requests) == 1
+
+
+@trio_test
+async def test_a_peer_that_processes_nothing_keeps_nobody_busy_for_ever() -> None:
+    async with pool() as both:
+        both.servers.settings = TunnelSettings(max_streams=0)
+        with pytest.raises(Refused) as caught:
+            await both.open()
+
+        assert caught.value.refusal == Refusal(Reason.H2, cause=NotProcessed(7))
+        assert both.servers.opened == 4
+
+
+@trio_test(autojump=True)
+async def test_an_answer_that_does_not_come_in_time_is_none() -> None:
+    async with pool() as both:
+        both.servers.answers = False
+        now = trio.current_time()
+        with pytest.raises(Refused) as caught:
+            await both.pool.stream(StreamRequest(KEY, AUTHORITY, [], 10, now + 3), now)
+
+        assert caught.value.refusal == Refusal(Reason.H2, cause=NoAnswer())
+        assert trio.current_time() - now == pytest.approx(3)

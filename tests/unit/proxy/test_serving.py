@@ -3,8 +3,7 @@ import trio
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tcp_pair
 from tests.fakes.world import at, captured
-from ztunnel_trio.model.refusal import Reason, Refusal, Refused
-from ztunnel_trio.proxy.serving import contained, ended_by, serve_one
+from ztunnel_trio.proxy.serving import contained, serve_one
 
 PEER = at("127.0.0.2:1")
 
@@ -54,20 +53,3 @@ async def test_a_cancellation_passes_and_closes_the_socket() -> None:
         await serve_one(handler, far, PEER)
     assert scope.cancelled_caught
     assert far.fileno() < 0
-
-
-def test_what_the_line_says_of_an_exception() -> None:
-    refusal = Refusal(Reason.IO, "x")
-    assert ended_by(Refused(refusal)) == refusal
-    assert ended_by(KeyError("oh")) == Refusal(Reason.RELAY, "bug: KeyError('oh')")
-
-    async def main() -> Refusal:
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            try:
-                await trio.lowlevel.checkpoint()
-            except trio.Cancelled as error:
-                return ended_by(error)
-        raise AssertionError
-
-    assert trio.run(main) == Refusal(Reason.DRAIN)

@@ -11,6 +11,7 @@ import trio.lowlevel
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, TwoHops, never_asked, tls_pair, two_hops, until
+from ztunnel_trio.model.ending import Revoked, SystemFailure
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
@@ -264,22 +265,21 @@ async def test_data_sent_before_the_answer_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "end", [lambda hops: hops.client.abort("revoked"), lambda hops: hops.server.abort("revoked")]
+    "end", [lambda hops: hops.client.abort(Revoked()), lambda hops: hops.server.abort(Revoked())]
 )
 @trio_test
-async def test_an_aborted_tunnel_looks_like_an_end_to_applications(end: Callable[[TwoHops], None]) -> None:
+async def test_an_aborted_tunnel_resets_its_applications(end: Callable[[TwoHops], None]) -> None:
     async with two_hops() as hops:
         source, destination = await hops.connection()
         await source.send(b"x")
         await destination.receive_exactly(1)
         end(hops)
 
-        assert await source.receive() == b""
-        assert await destination.receive() == b""
-        source.close()
-        destination.close()
-        await hops.result("out one:80")
-        await hops.result("in one:80")
+        await source.expect_reset()
+        await destination.expect_reset()
+        told = {await hops.result("out one:80"), await hops.result("in one:80")}
+        assert "connection closed: peer certificate revoked by CRL" in told
+        assert None not in told
 
 
 def test_tunnels_cancelled_anywhere_leave_nothing() -> None:
@@ -353,7 +353,7 @@ async def test_a_tunnel_that_is_lost_before_it_runs_has_nothing_to_run() -> None
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         tunnel = ClientTunnel(engine, near, TunnelSettings())
-        tunnel.abort("the first write was refused")
+        tunnel.abort(SystemFailure(errno.ECONNRESET))
 
         await tunnel.run()
 

@@ -1,13 +1,8 @@
 import pytest
 
-from ztunnel_trio.proxy.tunnel_stream import TunnelStream, reason_text
+from ztunnel_trio.model.ending import Failure, Loss, StreamReset, SystemFailure, TransportEnded, TunnelLost
+from ztunnel_trio.proxy.tunnel_stream import TunnelStream
 from ztunnel_trio.wire.http2.codes import ErrorCode
-
-
-def test_error_codes_read_as_in_the_reference() -> None:
-    assert reason_text(7) == "refused stream before processing any application logic"
-    assert reason_text(0) == "not a result of an error"
-    assert reason_text(99) == "unknown reason"
 
 
 class Told:
@@ -15,8 +10,7 @@ class Told:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
-        self.lost_text: str | None = None
-        self.failure_text = "stream closed because of a broken pipe"
+        self.loss: Loss = TransportEnded()
 
     def reset(self, stream_id: int, code: int) -> None:
         self.calls.append(("reset", code))
@@ -41,8 +35,8 @@ class Reader:
     def ended(self) -> None:
         self.told.append("ended")
 
-    def was_reset(self, code: int) -> None:
-        self.told.append(f"reset {code}")
+    def failed(self, failure: Failure) -> None:
+        self.told.append(repr(failure))
 
     def resume(self) -> None:
         self.told.append("resume")
@@ -52,57 +46,75 @@ def stream_of(tunnel: Told) -> TunnelStream:
     return TunnelStream(tunnel, 1)  # type: ignore[arg-type]
 
 
+RESET, LOST = StreamReset(ErrorCode.CANCEL), TunnelLost(SystemFailure(104))
+
+
 @pytest.mark.parametrize(
-    ("code", "end_text", "failure"),
+    ("failure", "of_the_end"),
     [
-        (ErrorCode.NO_ERROR, None, None),
-        (ErrorCode.CONNECT_ERROR, None, None),
-        (ErrorCode.CANCEL, "io error: broken pipe", None),
-        (ErrorCode.STREAM_CLOSED, "io error: broken pipe", None),
-        (
-            ErrorCode.INTERNAL_ERROR,
-            "io error: protocol error: unexpected internal error encountered",
-            "protocol error: unexpected internal error encountered",
-        ),
+        (StreamReset(ErrorCode.NO_ERROR), None),
+        (StreamReset(ErrorCode.CONNECT_ERROR), None),
+        (RESET, RESET),
+        (LOST, LOST),
     ],
 )
-def test_how_a_received_reset_reads(code: ErrorCode, end_text: str | None, failure: str | None) -> None:
+def test_what_the_last_word_of_a_failed_stream_fails_with(
+    failure: Failure, of_the_end: Failure | None
+) -> None:
     stream = stream_of(Told())
-    stream.peer_reset(code)
+    stream.fail(failure)
+    stream.fail(StreamReset(ErrorCode.INTERNAL_ERROR))  # the first counts
 
     assert stream.is_gone
-    assert stream.end() == end_text
-    assert stream.failure() == failure
-    assert stream.no_answer_text() == f"stream error received: {reason_text(code)}"
+    assert stream.end() == of_the_end
+    assert stream.no_answer() == failure
 
 
-def test_no_error_is_an_end_of_data_and_any_other_reset_one_of_the_connection() -> None:
-    for code, told in ((0, ["ended", "resume"]), (8, ["reset 8"])):
-        stream, reader = stream_of(Told()), Reader()
-        stream.attach(reader)
-        stream.peer_reset(code)
-        assert reader.told == told
-
-
-def test_a_reset_before_the_reader_came_is_told_to_it() -> None:
+@pytest.mark.parametrize("failure", [StreamReset(ErrorCode.NO_ERROR), RESET, LOST])
+def test_nothing_but_an_end_of_data_looks_like_one(failure: Failure) -> None:
     stream, reader = stream_of(Told()), Reader()
-    stream.peer_reset(8)
     stream.attach(reader)
-    assert reader.told == ["reset 8"]
+    stream.fail(failure)
+    assert reader.told == [repr(failure)]
 
 
-@pytest.mark.parametrize(("lost", "text"), [(None, None), ("Connection reset by peer (os error 104)",) * 2])
-def test_a_lost_tunnel_is_an_end_and_fails_the_last_word(lost: str | None, text: str | None) -> None:
-    tunnel = Told()
-    tunnel.lost_text = lost
-    stream, reader = stream_of(tunnel), Reader()
+def test_a_whole_answer_may_come_without_the_rest_of_the_request() -> None:
+    """RFC 9113 8.1: RST_STREAM with NO_ERROR behind END_STREAM."""
+    stream, reader = stream_of(Told()), Reader()
     stream.attach(reader)
-    stream.tunnel_lost()
-    stream.tunnel_lost()
-
+    stream.peer_ended()
+    stream.fail(StreamReset(ErrorCode.NO_ERROR))
     assert reader.told == ["ended", "resume"]
-    assert stream.end() == (None if text is None else f"io error: {text}")
-    assert stream.no_answer_text() == "stream closed because of a broken pipe"
+
+
+@pytest.mark.parametrize("failure", [RESET, LOST])
+def test_a_failure_before_the_reader_came_is_told_to_it(failure: Failure) -> None:
+    stream, reader = stream_of(Told()), Reader()
+    stream.fail(failure)
+    stream.attach(reader)
+    assert reader.told == [repr(failure)]
+
+
+def test_what_is_kept_is_told_with_the_failure_and_offered_behind_it() -> None:
+    class Full(Reader):
+        is_full = True
+
+        def take(self, data: memoryview) -> int:
+            return 0 if self.is_full else super().take(data)
+
+    stream, reader = stream_of(Told()), Full()
+    stream.attach(reader)
+    stream.deliver(memoryview(b"abc"))
+    stream.fail(LOST)
+    assert (reader.told, stream.kept) == ([repr(LOST)], 3)
+
+    reader.is_full = False
+    stream.flush()
+    assert (reader.told, stream.kept) == ([repr(LOST), "abc"], 0)
+
+
+def test_a_stream_without_an_answer_fails_with_its_tunnel() -> None:
+    assert stream_of(Told()).no_answer() == TunnelLost(TransportEnded())
 
 
 def test_closing_resets_only_what_is_not_over() -> None:
@@ -128,9 +140,3 @@ def test_what_is_kept_when_it_is_left_goes_back_to_the_peer() -> None:
     stream.end()
     stream.close()
     assert tunnel.calls == [("end", 1), ("credit", 5)]
-
-
-def test_the_peers_fault_reads_as_detected() -> None:
-    stream = stream_of(Told())
-    stream.peer_reset(1, by_us=True)
-    assert stream.no_answer_text() == "stream error detected: unspecific protocol error detected"

@@ -265,13 +265,13 @@ async def test_the_peers_of_a_deleted_pod_are_told() -> None:
         app = it.call(outbound, there)
         await app.send(b"x")
         assert await app.receive_exactly(1) == b"x"
-        (pooled,) = outbound.pool.pooled.values()
+        (pooled,) = outbound.reach.pool.choices.pooled.values()
 
         await end(made)
         await pooled.tunnel.ended.wait()
         assert pooled.tunnel._peer_last is not None  # a GOAWAY came before the end
         await until(lambda: len(it.lines.complete) >= 1)
-        assert it.lines.errors("inbound") == ["connection closed due to connection drain"]
+        assert it.lines.errors("inbound") == ["connection closed: the pod is gone"]
 
 
 def test_moving_in_and_out_cancelled_anywhere_leaves_nothing() -> None:

@@ -4,7 +4,7 @@ import socket
 
 from ztunnel_trio.errors import ZtunnelError
 from ztunnel_trio.facts.grpc import GrpcCode
-from ztunnel_trio.net.failures import os_error_text
+from ztunnel_trio.observe.words import os_error_text
 
 
 class GrpcFailed(ZtunnelError):

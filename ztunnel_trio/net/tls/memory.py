@@ -15,6 +15,7 @@ import ssl
 from contextlib import suppress
 from typing import Final
 
+from ztunnel_trio.model.ending import Failure
 from ztunnel_trio.net.engine import (
     CHUNK_BYTES,
     HANGING_UP,
@@ -29,6 +30,14 @@ from ztunnel_trio.net.relay import StreamEnd
 from ztunnel_trio.net.transport import Bytes
 
 _MOST_UNREAD: Final = 262_144
+
+
+class StreamLost(ConnectionResetError):
+    """The stream under TLS failed; `failure` says how."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(errno.ECONNRESET, "stream lost")
+        self.failure = failure
 
 
 class MemoryTls:
@@ -54,7 +63,7 @@ class MemoryTls:
         self._waiting: Once | None = None  # the handshake, for anything to happen
         self._news = 0  # flags to be told on the next round
         self._asked_again = False
-        self._was_reset = False
+        self._failure: Failure | None = None  # of the stream
         self._has_ended = False
         self._ends_when_shipped = False
         self._is_stopped = False
@@ -67,7 +76,7 @@ class MemoryTls:
 
         Raises:
             ssl.SSLError: as from `ssl.SSLObject.do_handshake`.
-            ConnectionResetError: the stream was reset.
+            StreamLost: the stream failed.
         """
         while True:
             try:
@@ -80,8 +89,8 @@ class MemoryTls:
             else:
                 self._ship()
                 return
-            if self._was_reset:
-                raise ConnectionResetError(errno.ECONNRESET, "stream reset")
+            if self._failure is not None:
+                raise StreamLost(self._failure)
             self._waiting = Once(self._engine)
             await self._waiting.wait()
 
@@ -98,8 +107,8 @@ class MemoryTls:
         except ssl.SSLZeroReturnError:
             return 0
         except ssl.SSLWantReadError:
-            if self._was_reset:
-                raise ConnectionResetError(errno.ECONNRESET, "stream reset") from None
+            if self._failure is not None:
+                raise StreamLost(self._failure) from None
             self._ship()  # a key update may want an answer
             raise
         if self._incoming.pending < _MOST_UNREAD:
@@ -125,6 +134,12 @@ class MemoryTls:
             self.tls.unwrap()
         self._ends_when_shipped = True
         self._ship()
+
+    def refuse(self, farewell: bytes) -> None:
+        """Tell a peer, after the handshake, why it is refused; `stop` comes next."""
+        with suppress(OSError, ValueError):
+            self.tls.write(farewell)
+        self.finish()
 
     def stop(self) -> None:
         """See `net.transport.Transport`: the stream is reset unless it has ended both ways."""
@@ -167,9 +182,9 @@ class MemoryTls:
             self._incoming.write_eof()
             self._tell(READABLE | HANGING_UP)
 
-    def was_reset(self, code: int) -> None:
+    def failed(self, failure: Failure) -> None:
         """See `net.relay.StreamReader`."""
-        self._was_reset = True
+        self._failure = failure
         self._tell(READABLE | WRITABLE | HANGING_UP)
 
     def resume(self) -> None:

@@ -6,7 +6,7 @@ import trio
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, contexts, two_hops, until
 from ztunnel_trio.model.address import HostPort
-from ztunnel_trio.net.tls_memory import MemoryTls
+from ztunnel_trio.net.tls.memory import MemoryTls
 from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.tunnel import TunnelSettings

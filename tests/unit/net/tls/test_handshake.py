@@ -19,18 +19,13 @@ from tests.fakes.cancellation import cancelled_everywhere_now, open_descriptors
 from tests.fakes.pki import FAR_AWAY, LONG_AGO, Authority, key_pem_of
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.model.certificate import WorkloadCertificate
+from ztunnel_trio.model.ending import CertificateInvalid, Ending, Invalid, TlsRefused
 from ztunnel_trio.model.identity import SpiffeId
-from ztunnel_trio.net.tls import (
-    Secured,
-    TlsContexts,
-    TlsFailed,
-    TlsMisconfigured,
-    TlsPeer,
-    Verdict,
-    accept_tls,
-    connect_tls,
-    describe,
-)
+from ztunnel_trio.net.tls.contexts import TlsContexts
+from ztunnel_trio.net.tls.failures import TlsFailed, TlsMisconfigured, tls_ending
+from ztunnel_trio.net.tls.handshake import Secured, accept_tls, connect_tls
+from ztunnel_trio.net.tls.peer import TlsPeer, Verdict
+from ztunnel_trio.observe.words import ending_text
 
 CLIENT = SpiffeId("cluster.local", "default", "curl")
 SERVER = SpiffeId("cluster.local", "default", "echo")
@@ -109,9 +104,13 @@ async def read(tls: ssl.SSLSocket) -> bytes | str:
         except ssl.SSLWantReadError:
             await trio.lowlevel.wait_readable(tls)
         except ssl.SSLError as error:
-            return describe(error)
+            return ending_text(tls_ending(error))
         except ConnectionResetError:
             return "reset"
+
+
+def text_of(error: TlsFailed | OSError) -> str:
+    return ending_text(error.ending) if isinstance(error, TlsFailed) else str(error)
 
 
 async def meet(
@@ -141,7 +140,7 @@ async def meet(
                 left, server, contexts=server_contexts or TlsContexts(), verdict=server_verdict
             )
         except (TlsFailed, OSError) as error:  # the other side may be gone already
-            outcome.server = str(error)
+            outcome.server = text_of(error)
             return
         with secured.tls:
             outcome.server = note(secured)
@@ -154,7 +153,7 @@ async def meet(
                 right, client, expected, contexts=client_contexts or TlsContexts(), verdict=client_verdict
             )
         except (TlsFailed, OSError) as error:  # the other side may be gone already
-            outcome.client = str(error)
+            outcome.client = text_of(error)
             return
         with secured.tls:
             outcome.client = note(secured)
@@ -330,8 +329,8 @@ async def test_namesake_roots_open_no_door_to_strangers() -> None:
 
 @trio_test
 async def test_the_verdict_refuses_with_its_own_text_on_either_side() -> None:
-    def revoked(peer: TlsPeer) -> str | None:
-        return "invalid peer certificate: Revoked" if peer.identities else None
+    def revoked(peer: TlsPeer) -> Ending | None:
+        return TlsRefused(CertificateInvalid(Invalid.REVOKED)) if peer.identities else None
 
     by_client = await meet(SERVER_CERTIFICATE, CLIENT_CERTIFICATE, client_verdict=revoked)
     by_server = await meet(SERVER_CERTIFICATE, CLIENT_CERTIFICATE, server_verdict=revoked)
@@ -373,7 +372,7 @@ async def refusal_of(send: bytes | Callable[[socket.socket], None]) -> str:
         with pytest.raises(TlsFailed) as caught:
             await accept_tls(left, SERVER_CERTIFICATE, contexts=TlsContexts())
         assert left.fileno() == -1
-    return str(caught.value)
+    return ending_text(caught.value.ending)
 
 
 @pytest.mark.parametrize(
@@ -409,8 +408,9 @@ async def test_a_client_without_a_certificate_is_refused() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.to_thread.run_sync, dial)
-        with pytest.raises(TlsFailed, match=r"^peer sent no certificates$"):
+        with pytest.raises(TlsFailed) as caught:
             await accept_tls(left, SERVER_CERTIFICATE, contexts=TlsContexts())
+    assert ending_text(caught.value.ending) == "peer sent no certificates"
 
 
 @trio_test
@@ -428,8 +428,9 @@ async def test_a_client_that_offers_other_protocols_only_is_refused_at_once() ->
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.to_thread.run_sync, dial)
-        with pytest.raises(TlsFailed, match=r"^peer doesn't support any known protocol$"):
+        with pytest.raises(TlsFailed) as caught:
             await accept_tls(left, SERVER_CERTIFICATE, contexts=TlsContexts())
+    assert ending_text(caught.value.ending) == "peer doesn't support any known protocol"
 
 
 @trio_test
@@ -558,7 +559,7 @@ def ssl_error(reason: str) -> ssl.SSLError:
     ],
 )
 def test_failures_are_told_in_the_words_operators_know(error: ssl.SSLError, text: str) -> None:
-    assert describe(error) == text
+    assert ending_text(tls_ending(error)) == text
 
 
 @trio_test

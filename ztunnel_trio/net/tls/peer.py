@@ -1,0 +1,98 @@
+"""Who a handshake proved at the other end, and whether we speak to it.
+
+The dialling side wants one of the identities it expects, the accepting side its own trust domain.
+"""
+
+import logging
+import ssl
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+from ztunnel_trio.errors import PeerBrokeProtocol
+from ztunnel_trio.model.ending import Ending, OtherTrustDomain, PeerUnexpected, TlsCause, TlsRefused
+from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.net.tls.failures import TlsFailed
+
+log = logging.getLogger("ztunnel::tls::workload")
+
+Finished = ssl.SSLSocket | ssl.SSLObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsPeer:
+    """What the handshake proved of the other end.
+
+    `identities` are the SPIFFE names of its certificate; `chain_der` is the verified path, the leaf first
+    and the trust anchor last.
+    """
+
+    identities: tuple[SpiffeId, ...]
+    leaf_der: bytes
+    chain_der: tuple[bytes, ...]
+
+
+Verdict = Callable[[TlsPeer], Ending | None]
+"""Why a proven peer is nevertheless refused, or None: it is not."""
+
+
+def judge_server(peer: TlsPeer, expected: Sequence[SpiffeId]) -> PeerUnexpected | None:
+    """Why a server is not whom we dialled, or None: any of its identities may match any expected one."""
+    if any(identity in expected for identity in peer.identities):
+        return None
+    return PeerUnexpected(tuple(expected), peer.identities)
+
+
+def judge_client(peer: TlsPeer, own: SpiffeId) -> OtherTrustDomain | None:
+    """Why a client is not of our trust domain, or None: any of its identities may be."""
+    if any(identity.trust_domain == own.trust_domain for identity in peer.identities):
+        return None
+    return OtherTrustDomain(own.trust_domain, peer.identities)
+
+
+def proven_peer(tls: Finished) -> TlsPeer:
+    """Read the peer from a finished handshake, over a descriptor or in memory.
+
+    Raises:
+        TlsFailed: its certificate cannot be read.
+    """
+    leaf_der = tls.getpeercert(binary_form=True)
+    if leaf_der is None:
+        raise TlsFailed(TlsRefused(TlsCause.NO_CERTIFICATE))
+    try:
+        certificate = tls.getpeercert() or {}
+    except ValueError as error:  # names that are not text
+        raise TlsFailed(TlsRefused(TlsCause.UNREADABLE_NAMES)) from error
+    names = [cast("str", name[1]) for name in certificate.get("subjectAltName", ()) if name[0] == "URI"]
+    identities = tuple(_identities(names))
+    return TlsPeer(identities=identities, leaf_der=leaf_der, chain_der=_verified_chain(tls))
+
+
+def _identities(names: Sequence[str]) -> Iterator[SpiffeId]:
+    for name in names:
+        try:
+            yield SpiffeId.parse(name)
+        except PeerBrokeProtocol as error:
+            log.warning("SAN %s could not be parsed: %s", name, error)
+
+
+class _Certificate(Protocol):
+    def public_bytes(self, encoding: int, /) -> bytes: ...
+
+
+class _HasChain(Protocol):
+    """What `ssl.SSLSocket` and `ssl.SSLObject` wrap: `_ssl._SSLSocket`."""
+
+    def get_verified_chain(self) -> Sequence[_Certificate]: ...
+
+
+_ENCODING_DER: Final = 2  # _ssl.ENCODING_DER: X509_FILETYPE_ASN1 of openssl/x509.h, SSL_FILETYPE_ASN1
+
+
+def _verified_chain(tls: Finished) -> tuple[bytes, ...]:
+    """The path OpenSSL verified, as DER. Public from Python 3.13 on; before, the wrapped object has it."""
+    if sys.version_info >= (3, 13):
+        return tuple(tls.get_verified_chain())
+    wrapped = cast("_HasChain", tls._sslobj)  # type: ignore[union-attr]  # private
+    return tuple(each.public_bytes(_ENCODING_DER) for each in wrapped.get_verified_chain())
