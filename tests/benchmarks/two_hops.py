@@ -27,9 +27,9 @@ from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.observe.words import error_text
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
-from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
-from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.server import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
 
 HEADERS = [
     (

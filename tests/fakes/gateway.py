@@ -21,8 +21,8 @@ from ztunnel_trio.model.workload import GatewayAddress, Workload
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.net.tls.memory import MemoryTls
-from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
-from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.proxy.tunnel.server import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
 
 NETWORK = "far"
 GATEWAY = replace(

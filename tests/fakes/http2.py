@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import hpack
 
 from ztunnel_trio.wire.http2.codes import ErrorCode
-from ztunnel_trio.wire.http2.connection import Http2Connection, Http2Settings
+from ztunnel_trio.wire.http2.connection import Http2Connection
 from ztunnel_trio.wire.http2.events import Event, TunnelRequested
 from ztunnel_trio.wire.http2.frames import (
     CONTINUATION,
@@ -21,6 +21,7 @@ from ztunnel_trio.wire.http2.frames import (
     SETTINGS,
     WINDOW_UPDATE,
 )
+from ztunnel_trio.wire.http2.settings import Http2Settings
 
 TextField = tuple[str, str]
 CONNECT: list[TextField] = [(":method", "CONNECT"), (":authority", "1.2.3.4:80")]

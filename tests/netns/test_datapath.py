@@ -51,7 +51,7 @@ from ztunnel_trio.model.certificate import WorkloadCertificate, parse_chain
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.pb.authorization_pb2 import Authorization, Match
 from ztunnel_trio.pb.workload_pb2 import ApplicationTunnel, GatewayAddress, Port, PortList, Service, Workload
-from ztunnel_trio.proxy.tunnel_stream import H2Failed
+from ztunnel_trio.proxy.tunnel.stream import H2Failed
 from ztunnel_trio.wire.proxy_protocol import header_bytes, parse_header
 
 DOUBLE, WHOAMI, ECHO, DIGEST, SOURCE = 8080, 8081, 8082, 8083, 8084

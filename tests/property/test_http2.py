@@ -14,9 +14,10 @@ from tests.fakes.http2 import feed
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.wire.http2.codes import ErrorCode
 from ztunnel_trio.wire.http2.compression import BoundedDecoder
-from ztunnel_trio.wire.http2.connection import Http2Connection, Http2Settings
+from ztunnel_trio.wire.http2.connection import Http2Connection
 from ztunnel_trio.wire.http2.events import DataReceived, StreamEnded, TunnelRequested
 from ztunnel_trio.wire.http2.frames import PREFACE
+from ztunnel_trio.wire.http2.settings import Http2Settings
 
 PLAIN = [(":method", "POST"), (":scheme", "https"), (":path", "/"), ("content-length", "3")]
 POST = hpack.Encoder().encode(PLAIN)

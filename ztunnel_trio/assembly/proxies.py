@@ -16,7 +16,7 @@ from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.access.record import AccessLog
 from ztunnel_trio.proxy.node import Node, ProxySettings
 from ztunnel_trio.proxy.pool_choice import PoolSettings
-from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
 from ztunnel_trio.proxy.workload_proxies import Placement, WorkloadProxies
 
 

@@ -27,10 +27,10 @@ from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.net.tls.failures import TlsFailed
 from ztunnel_trio.net.tls.handshake import accept_tls, connect_tls
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
-from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
-from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.server import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
+from ztunnel_trio.proxy.tunnel.stream import H2Failed, TunnelStream
 
 REFUSED: Final = 503
 

@@ -1,5 +1,6 @@
 """Dialling the peer's proxy: certificate, TCP, TLS, and the tunnel on top; every failure by its reason."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from ztunnel_trio.net.tls.failures import TlsFailed, TlsMisconfigured
 from ztunnel_trio.net.tls.handshake import connect_tls
 from ztunnel_trio.net.tls.memory import MemoryTls
 from ztunnel_trio.net.tls.peer import TlsPeer, judge_server, proven_peer
+from ztunnel_trio.net.transport import Transport
 from ztunnel_trio.proxy import farewell
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool_choice import PoolKey
-from ztunnel_trio.proxy.tunnel_stream import TunnelStream
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.stream import TunnelStream
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +83,7 @@ class Dialler:
             raise Refused(Refusal(Reason.IO, cause=error.ending)) from error
         except (OSError, trio.TooSlowError) as error:
             raise Refused(Refusal(Reason.IO, cause=ending_of(error))) from error
-        return ClientTunnel(self.node.engine, tls, settings.tunnel), peer
+        return self.tunnel_over(tls, peer), peer
 
     async def inner_tunnel(
         self, outer: TunnelStream, certificate: WorkloadCertificate, expected: tuple[SpiffeId, ...]
@@ -115,7 +117,12 @@ class Dialler:
         finally:
             if is_ours:
                 memory.stop()
-        return ClientTunnel(engine, memory, self.node.settings.tunnel), peer
+        return self.tunnel_over(memory, peer), peer
+
+    def tunnel_over(self, tls: ssl.SSLSocket | Transport, peer: TlsPeer) -> ClientTunnel:
+        """The tunnel of an established TLS connection to a peer."""
+        node = self.node
+        return ClientTunnel(node.engine, tls, node.settings.tunnel, partial(node.flood_cut, peer))
 
     def verdict(self, peer: TlsPeer) -> Ending | None:
         """Why a proven server is nevertheless refused, or None."""
@@ -128,7 +135,7 @@ class Dialler:
         if self.node.revocations is None:
             yield
             return
-        on_revoked = partial(tunnel.abort, Revoked())
+        on_revoked = partial(tunnel.end, Revoked())
         registration = self.node.revocations.register(peer.chain_der, on_revoked, reporter="source")
         try:
             yield

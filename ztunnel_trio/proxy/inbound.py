@@ -6,6 +6,7 @@ answered 200 when the application took the connection.
 
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
@@ -35,10 +36,10 @@ from ztunnel_trio.proxy import farewell
 from ztunnel_trio.proxy.judge import Judge
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.registry import InboundEntry, Registry
-from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
 from ztunnel_trio.proxy.serving import log
-from ztunnel_trio.proxy.tunnel import Tunnel
-from ztunnel_trio.proxy.tunnel_stream import H2Failed
+from ztunnel_trio.proxy.tunnel.either import Tunnel
+from ztunnel_trio.proxy.tunnel.server import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel.stream import H2Failed
 from ztunnel_trio.supervise.drain import Drain
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
@@ -76,7 +77,9 @@ class Inbound:
             local = local_address(sock)
             secured = await self.secure(sock, client, local)
             if secured is not None:
-                tunnel = ServerTunnel(self.node.engine, secured.tls, self.node.settings.tunnel)
+                node = self.node
+                abused = partial(node.flood_cut, secured.peer)
+                tunnel = ServerTunnel(node.engine, secured.tls, node.settings.tunnel, abused)
                 await TunnelServer(self, tunnel, client, local, secured.peer).run()
 
     async def secure(
@@ -179,7 +182,7 @@ class TunnelServer:
 
     def revoke(self) -> None:
         """The peer's certificate was revoked: everything on the tunnel ends, with that reason."""
-        self.tunnel.abort(Revoked())
+        self.tunnel.end(Revoked())
 
     async def serve_one(self, request: TunnelRequest) -> None:
         """Serve one CONNECT, with one access line; a failure of ours ends this stream and no other."""

@@ -18,10 +18,14 @@ from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.net.tls.peer import TlsPeer, Verdict
 from ztunnel_trio.observe.access.record import AccessLog
+from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.observe.metrics import Metrics, Reporter
 from ztunnel_trio.proxy.pool_choice import PoolSettings
-from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
 from ztunnel_trio.wire.header_values import TRACE_BYTES, TraceParent
+from ztunnel_trio.wire.http2.budgets import Excess
+
+log = get_logger("proxy::h2")
 
 
 class Certificates(Protocol):
@@ -100,6 +104,12 @@ class Node:
     def new_trace(self) -> TraceParent:
         """The trace of a connection that brought none."""
         return TraceParent.generate(self.rng.randbytes(TRACE_BYTES))
+
+    def flood_cut(self, peer: TlsPeer, kind: Excess) -> None:
+        """A tunnel is ended because its peer sent more than its budget of one kind: a person should look."""
+        who = ", ".join(map(str, peer.identities)) or "a peer without identity"
+        log.warning("tunnel ended: %s is beyond its budget of %s", who, kind.value)
+        self.metrics.flood_cut(kind.value)
 
     def verdict_for(self, reporter: Reporter) -> Verdict | None:
         """What a handshake asks about its peer; None where nothing is ever revoked."""

@@ -20,11 +20,11 @@ from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.net.tls.peer import TlsPeer
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.observe.words import ending_text
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.pool_choice import Choices, Dial, PoolKey, PoolSettings, Use, Wait
 from ztunnel_trio.proxy.serving import contained
-from ztunnel_trio.proxy.tunnel import Tunnel
-from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.either import Tunnel
+from ztunnel_trio.proxy.tunnel.stream import H2Failed, TunnelStream
 from ztunnel_trio.wire.http2.codes import ErrorCode
 from ztunnel_trio.wire.http2.compression import Field
 
@@ -113,7 +113,7 @@ class Pool:
                     late = self._ask(use, request, trio.current_time())
                     if await use.tunnel.is_answered_soon(late):
                         return late
-                await use.tunnel.insist(late)
+                await use.tunnel.await_late_answer(late)
                 return late
             except H2Failed as error:
                 tries_left -= 1

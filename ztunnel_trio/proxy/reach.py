@@ -17,13 +17,13 @@ from ztunnel_trio.net.failures import ending_of
 from ztunnel_trio.net.relay import Endpoint, SocketEnd
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls.peer import TlsPeer
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.dialler import Dialler
 from ztunnel_trio.proxy.node import Node
 from ztunnel_trio.proxy.pool import Pool, StreamRequest
 from ztunnel_trio.proxy.pool_choice import PoolKey
 from ztunnel_trio.proxy.serving import contained
-from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.stream import H2Failed, TunnelStream
 from ztunnel_trio.wire.header_values import (
     BAGGAGE,
     FORWARDED,

@@ -15,6 +15,7 @@ import trio
 
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.certificate_key import Pod
+from ztunnel_trio.model.ending import PodGone
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.failures import ending_of
 from ztunnel_trio.net.netns import Netns
@@ -141,7 +142,7 @@ class WorkloadProxies:
         if (placement := self.placements.get(uid)) is not None:
             placement.scope.cancel(reason="pod deleted")
             if placement.proxy is not None:
-                placement.proxy.say_goodbye()
+                placement.proxy.say_goodbye(PodGone())
         self.report()
 
     async def wait_gone(self, uid: str) -> None:

@@ -24,6 +24,7 @@ from ztunnel_trio.facts.network import (
     SOCKS5_PORT,
 )
 from ztunnel_trio.model.address import IPAddress, SocketAddress
+from ztunnel_trio.model.ending import Drained, Loss
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.listener import Listener, Serve, accept_into
@@ -41,7 +42,7 @@ from ztunnel_trio.proxy.registry import Registry
 from ztunnel_trio.proxy.routing import Routing
 from ztunnel_trio.proxy.serving import Handler, serve_one
 from ztunnel_trio.proxy.socks import Socks
-from ztunnel_trio.proxy.tunnel import Tunnel
+from ztunnel_trio.proxy.tunnel.either import Tunnel
 from ztunnel_trio.supervise.drain import Drain
 
 drain_log = get_logger("drain")
@@ -127,16 +128,15 @@ class WorkloadProxy:
                 dialler = Dialler(self.node, self.info, self.sockets)
                 pool = Pool(tunnels, dialler.tunnel, dialler.watch, self.node.settings.pool, self.alive)
                 await self.serve(drain, pool, dialler)
-                self.say_goodbye()
+                self.say_goodbye(Drained())
                 tunnels.cancel_scope.cancel(reason="every connection has ended")
         finally:
             self.close()
 
-    def say_goodbye(self) -> None:
-        """Tell the peers of all tunnels that they end now, as far as it can be written at once."""
-        for tunnel in self.alive:
-            tunnel.core.go_away()
-            tunnel.flush()
+    def say_goodbye(self, how: Loss) -> None:
+        """End all tunnels; their peers are told as far as it can be written at once."""
+        for tunnel in tuple(self.alive):
+            tunnel.end(how)
 
     async def serve(self, drain: Drain, pool: Pool, dialler: Dialler) -> None:
         """Serve every port until its drain is over."""

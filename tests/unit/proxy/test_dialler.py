@@ -22,10 +22,10 @@ from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.net.tls.failures import TlsMisconfigured
 from ztunnel_trio.observe.metrics import Reporter
 from ztunnel_trio.observe.words import ending_text
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.dialler import Dialler
 from ztunnel_trio.proxy.pool_choice import PoolKey
-from ztunnel_trio.proxy.server_tunnel import TunnelRequest
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.server import TunnelRequest
 
 REVOKED = TlsRefused(CertificateInvalid(Invalid.REVOKED))
 KEY = PoolKey(

@@ -22,11 +22,11 @@ from ztunnel_trio.net.relay import SocketEnd, relay
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.net.tls.handshake import connect_tls
 from ztunnel_trio.observe.metrics import Reporter, Traffic
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.inbound import Inbound
 from ztunnel_trio.proxy.node import ProxySettings
-from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
+from ztunnel_trio.proxy.tunnel.stream import H2Failed, TunnelStream
 
 HERE = SERVER.addresses[0]
 
@@ -233,6 +233,26 @@ async def test_a_revoked_peer_loses_tunnel_and_streams_with_that_reason() -> Non
         assert it.lines.errors() == ["connection closed: peer certificate revoked by CRL"]
         await until(lambda: revocations.registered == [])
         assert inbound.alive == set()
+
+
+@trio_test
+async def test_a_peer_that_floods_its_tunnel_is_cut_off_and_counted() -> None:
+    async with world() as it:
+        inbound = await it.listen(SERVER)
+        tunnel = await tunnel_to(it, inbound)
+        app = speak(it, await tunnel.open(await it.echo(HERE), []))
+        await app.send(b"x")
+        assert await app.receive_exactly(1) == b"x"
+        for _ in range(1000):
+            tunnel._connection.ping()
+
+        await tunnel.ended.wait()
+        await ended(it, 1)
+        [error] = it.lines.errors()
+        assert error is not None
+        assert error.endswith("connection error detected: detected excessive load generating behavior")
+        text = it.node.metrics.render().decode()
+        assert 'ztunnel_trio_floods_cut_total{kind="ping"} 1' in text
 
 
 @trio_test

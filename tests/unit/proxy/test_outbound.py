@@ -28,7 +28,7 @@ from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.observe.metrics import Reporter
 from ztunnel_trio.proxy.node import ProxySettings
-from ztunnel_trio.proxy.server_tunnel import TunnelRequest
+from ztunnel_trio.proxy.tunnel.server import TunnelRequest
 
 WEB = Service(
     name="web", namespace="ns", hostname="web.ns.svc.cluster.local",
@@ -296,7 +296,7 @@ async def test_a_revoked_peer_ends_the_connection_with_that_reason() -> None:
         app = it.call(outbound, there)
         assert await ask(app) == b"hello world"
         (pooled,) = outbound.reach.pool.choices.pooled.values()
-        pooled.tunnel.abort(Revoked())
+        pooled.tunnel.end(Revoked())
         await until(lambda: len(it.lines.errors("outbound")) == 1)
         assert it.lines.errors("outbound") == ["connection closed: peer certificate revoked by CRL"]
 

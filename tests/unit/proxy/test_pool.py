@@ -17,12 +17,12 @@ from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.refusal import Reason, Refusal, Refused
 from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.tls.peer import TlsPeer
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
 from ztunnel_trio.proxy.pool import Pool, StreamRequest
 from ztunnel_trio.proxy.pool_choice import PoolKey, PoolSettings
-from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
-from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.proxy.tunnel_stream import TunnelStream
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.server import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
+from ztunnel_trio.proxy.tunnel.stream import TunnelStream
 
 KEY = PoolKey(
     SpiffeId("cluster.local", "ns", "source"),
@@ -241,7 +241,8 @@ async def test_a_goaway_lets_the_streams_there_are_run_on() -> None:
     async with pool() as both:
         running = await both.open()
         both.servers.tunnels[0].drain()
-        await until(lambda: not running.tunnel.is_usable)  # type: ignore[attr-defined]
+        (entry,) = both.pool.choices.pooled.values()
+        await until(lambda: not entry.tunnel.is_usable)
 
         await both.open()
         assert (both.servers.opened, both.servers.closed) == (2, 0)

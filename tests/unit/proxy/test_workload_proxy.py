@@ -18,6 +18,7 @@ from tests.fakes.world import SERVER, SOURCE, Lines, World, captured, patient_cl
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.facts.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS5_PORT
 from ztunnel_trio.model.address import IPAddress, SocketAddress
+from ztunnel_trio.model.ending import Drained
 from ztunnel_trio.model.workload import Workload, WorkloadInfo
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 from ztunnel_trio.proxy.node import ProxySettings
@@ -217,8 +218,8 @@ async def test_the_end_of_a_pool_is_told_to_its_peers() -> None:
         app.end()
         assert await app.receive() == b""
         # A drain would make the server say goodbye as well.
-        made.proxy.say_goodbye()
-        await until(lambda: tunnel._peer_last is not None)
+        made.proxy.say_goodbye(Drained())
+        await until(lambda: tunnel.ended.is_set())
 
 
 @trio_test

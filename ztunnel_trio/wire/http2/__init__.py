@@ -3,6 +3,7 @@
 | Room          | What it knows                                                     | RFC 9113 |
 |---------------|-------------------------------------------------------------------|----------|
 | `codes`       | error codes                                                       | 7        |
+| `settings`    | what one end announces                                            | 3.4      |
 | `events`      | what a connection tells                                           |          |
 | `frames`      | layout of frames: cutting a buffer, writing, gathering            | 4, 6     |
 | `windows`     | flow control of both directions                                   | 5.2, 6.9 |

@@ -15,14 +15,13 @@ handled where it is found, in `_walk`, because each costs us; everything else is
 how many payload bytes may go now, `put_data_header` charges them and writes the nine bytes before them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Final
 
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable, WeBrokeProtocol
 from ztunnel_trio.wire.http2.answers import Answers
 from ztunnel_trio.wire.http2.blocks import HeaderBlocks
-from ztunnel_trio.wire.http2.budgets import ALLOWANCES, Allowance, Budgets, Excess
+from ztunnel_trio.wire.http2.budgets import Budgets
 from ztunnel_trio.wire.http2.codes import ErrorCode
 from ztunnel_trio.wire.http2.compression import Field
 from ztunnel_trio.wire.http2.control import Control
@@ -39,7 +38,6 @@ from ztunnel_trio.wire.http2.frames import (
     LARGEST_STREAM_ID,
     PADDED,
     PREFACE,
-    SETTING,
     SETTINGS,
     Gathered,
     check_length,
@@ -48,26 +46,12 @@ from ztunnel_trio.wire.http2.goaway import Farewell
 from ztunnel_trio.wire.http2.ledger import Ledger
 from ztunnel_trio.wire.http2.payload import Payload
 from ztunnel_trio.wire.http2.requests import Requests
+from ztunnel_trio.wire.http2.settings import Http2Settings
 from ztunnel_trio.wire.http2.streams import State
-from ztunnel_trio.wire.http2.windows import DEFAULT_WINDOW
 
-FRAMES_A_STEP: Final = 64  # what one `receive` acts on
+DATA_A_STEP: Final = 64  # what one `receive` acts on
+_OTHERS_COST: Final = 16  # as many DATA frames as another one counts: it may make somebody work
 _ANY: Final = -1  # no kind of frame is due
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Http2Settings:
-    """What one end announces; defaults of the reference (ztunnel src/config.rs, src/proxy/h2)."""
-
-    is_client: bool
-    stream_window: int = 4_194_304
-    connection_window: int = (
-        16_777_216  # several streams' worth: one that does not read must not stop the others
-    )
-    frame_size: int = 1_048_576
-    header_list_size: int = 65_536
-    max_streams: int = 200
-    allowances: Mapping[Excess, Allowance] = field(default_factory=lambda: ALLOWANCES)
 
 
 class Http2Connection:
@@ -113,7 +97,7 @@ class Http2Connection:
         self._is_within = False  # in the middle of a frame
         self._frame_limit = settings.frame_size
         self.taken = 0
-        _greet(ledger, settings)
+        settings.greet(ledger.out)
 
     # -- output
 
@@ -263,8 +247,8 @@ class Http2Connection:
         position, size = 0, len(view)
         if self._preface:
             position = self._take_preface(view)
-        by_id, windows, left = self._by_id, self._windows, FRAMES_A_STEP
-        while position < size and left:
+        by_id, windows, left = self._by_id, self._windows, DATA_A_STEP
+        while position < size and left > 0:
             left -= 1
             if self._is_within or size - position < HEADER_BYTES:
                 position = self._go_on(view, position, events)
@@ -302,7 +286,7 @@ class Http2Connection:
                 stream_id &= LARGEST_STREAM_ID
                 self._check(kind, flags, stream_id, length)
                 self._frame(kind, flags, stream_id, bytes(view[position + HEADER_BYTES : end]), events)
-                position = end
+                position, left = end, left - _OTHERS_COST
         return position
 
     def _take_preface(self, view: memoryview) -> int:
@@ -381,21 +365,3 @@ class Http2Connection:
             self._farewell.received(stream_id, payload, events)
         else:
             self._control.received(kind, flags, stream_id, payload, events)
-
-
-def _greet(ledger: Ledger, settings: Http2Settings) -> None:
-    """Preface, SETTINGS in the order of their ids, and the connection's window."""
-    if settings.is_client:
-        ledger.out.preface()
-        first = (2, 0)  # ENABLE_PUSH
-    else:
-        first = (3, settings.max_streams)
-    pairs = (
-        first,
-        (4, settings.stream_window),
-        (5, settings.frame_size),
-        (6, settings.header_list_size),
-    )
-    ledger.out.put(SETTINGS, 0, 0, b"".join([SETTING.pack(*pair) for pair in pairs]))
-    if settings.connection_window > DEFAULT_WINDOW:
-        ledger.out.credit(0, settings.connection_window - DEFAULT_WINDOW)

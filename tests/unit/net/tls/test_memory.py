@@ -7,9 +7,9 @@ from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, contexts, two_hops, until
 from ztunnel_trio.model.address import HostPort
 from ztunnel_trio.net.tls.memory import MemoryTls
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
-from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
-from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.server import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
 
 MIB = 1 << 20
 

@@ -7,9 +7,9 @@ import pytest
 from tests.fakes.http2 import CONNECT, FrameFactory, Peer, data_frame, feed, joined
 from ztunnel_trio.wire.http2.budgets import ALLOWANCES, Allowance, Budgets, Excess, OverBudget
 from ztunnel_trio.wire.http2.codes import ErrorCode
-from ztunnel_trio.wire.http2.connection import Http2Settings
 from ztunnel_trio.wire.http2.events import DataReceived
 from ztunnel_trio.wire.http2.frames import GOAWAY
+from ztunnel_trio.wire.http2.settings import Http2Settings
 
 make = FrameFactory()
 

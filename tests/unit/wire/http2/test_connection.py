@@ -19,7 +19,7 @@ from tests.fakes.http2 import (
 )
 from ztunnel_trio.errors import PeerBrokeProtocol, WeBrokeProtocol
 from ztunnel_trio.wire.http2.codes import ErrorCode
-from ztunnel_trio.wire.http2.connection import FRAMES_A_STEP, Http2Connection, Http2Settings
+from ztunnel_trio.wire.http2.connection import DATA_A_STEP, Http2Connection
 from ztunnel_trio.wire.http2.events import (
     DataReceived,
     SettingsReceived,
@@ -39,6 +39,7 @@ from ztunnel_trio.wire.http2.frames import (
     SETTINGS,
     WINDOW_UPDATE,
 )
+from ztunnel_trio.wire.http2.settings import Http2Settings
 
 make = FrameFactory()
 
@@ -211,9 +212,16 @@ def test_one_step_acts_on_few_frames_and_says_how_far_it_came() -> None:
     one = make.data(1, b"x")
     many = memoryview(one * 1000)
 
-    assert len(peer.core.receive(many, 0.0)) == FRAMES_A_STEP
-    assert peer.core.taken == FRAMES_A_STEP * len(one)
-    assert len(peer.say(many[peer.core.taken :].tobytes())) == 1000 - FRAMES_A_STEP
+    assert len(peer.core.receive(many, 0.0)) == DATA_A_STEP
+    assert peer.core.taken == DATA_A_STEP * len(one)
+    assert len(peer.say(many[peer.core.taken :].tobytes())) == 1000 - DATA_A_STEP
+
+
+def test_a_step_with_frames_that_are_no_data_is_shorter() -> None:
+    peer = Peer()
+    requests = b"".join([peer.make.headers(stream_id, CONNECT) for stream_id in range(1, 101, 2)])
+
+    assert 0 < len(peer.core.receive(memoryview(requests), 0.0)) <= DATA_A_STEP // 8
 
 
 # -- the order of frames

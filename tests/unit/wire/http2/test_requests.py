@@ -4,9 +4,9 @@ import pytest
 
 from tests.fakes.http2 import CONNECT, FrameFactory, Peer, TextField, rst
 from ztunnel_trio.wire.http2.codes import ErrorCode
-from ztunnel_trio.wire.http2.connection import Http2Settings
 from ztunnel_trio.wire.http2.events import StreamEnded, StreamFailed, TunnelRequested
 from ztunnel_trio.wire.http2.frames import HEADERS
+from ztunnel_trio.wire.http2.settings import Http2Settings
 
 make = FrameFactory()
 

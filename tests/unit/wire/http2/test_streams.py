@@ -5,9 +5,9 @@ import pytest
 from tests.fakes.http2 import CONNECT, FrameFactory, Peer, feed, joined, rst
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.wire.http2.codes import ErrorCode
-from ztunnel_trio.wire.http2.connection import Http2Settings
 from ztunnel_trio.wire.http2.events import StreamEnded, StreamFailed, StreamReset
 from ztunnel_trio.wire.http2.frames import WINDOW_UPDATE
+from ztunnel_trio.wire.http2.settings import Http2Settings
 from ztunnel_trio.wire.http2.streams import FAULTS, Input, State
 
 make = FrameFactory()

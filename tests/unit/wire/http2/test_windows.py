@@ -7,9 +7,9 @@ import pytest
 from tests.fakes.http2 import Frame, FrameFactory, Peer, data_frame, feed, opened, read_frames, rst
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.wire.http2.codes import ErrorCode
-from ztunnel_trio.wire.http2.connection import Http2Settings
 from ztunnel_trio.wire.http2.events import DataReceived, StreamFailed, WindowOpened
 from ztunnel_trio.wire.http2.frames import DATA, WINDOW_UPDATE
+from ztunnel_trio.wire.http2.settings import Http2Settings
 
 make = FrameFactory()
 INITIAL_WINDOW = 4  # RFC 9113 6.5.2

@@ -5,10 +5,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.net.engine import Engine, Once
-from ztunnel_trio.proxy.doubts import Doubts
+from ztunnel_trio.proxy.tunnel.answer_deadlines import AnswerDeadlines
 
 
-async def told(doubts: Doubts, engine: Engine, after: float, at: list[float]) -> None:
+async def told(doubts: AnswerDeadlines, engine: Engine, after: float, at: list[float]) -> None:
     await trio.sleep(after)
     answer = Once(engine)
     doubts.add(answer, trio.current_time())
@@ -18,7 +18,7 @@ async def told(doubts: Doubts, engine: Engine, after: float, at: list[float]) ->
 
 @trio_test(autojump=True)
 async def test_each_is_told_when_its_own_time_is_over() -> None:
-    engine, doubts, at = Engine(), Doubts(1.0), list[float]()
+    engine, doubts, at = Engine(), AnswerDeadlines(1.0), list[float]()
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(doubts.watch)
@@ -31,7 +31,7 @@ async def test_each_is_told_when_its_own_time_is_over() -> None:
 
 @trio_test(autojump=True)
 async def test_an_answer_in_time_leaves_the_others_their_time() -> None:
-    engine, doubts, at = Engine(), Doubts(1.0), list[float]()
+    engine, doubts, at = Engine(), AnswerDeadlines(1.0), list[float]()
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(doubts.watch)
@@ -47,7 +47,7 @@ async def test_an_answer_in_time_leaves_the_others_their_time() -> None:
 
 @trio_test(autojump=True)
 async def test_who_came_before_the_watch_is_watched_too() -> None:
-    engine, doubts, at = Engine(), Doubts(1.0), list[float]()
+    engine, doubts, at = Engine(), AnswerDeadlines(1.0), list[float]()
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(told, doubts, engine, 0.0, at)

@@ -1,21 +1,17 @@
-"""One CONNECT in a tunnel, an end for `net.relay`: what it keeps, how it ends, what the log says of it."""
+"""One CONNECT in a tunnel, an end for `net.relay`: what it keeps, and how it ends."""
 
 from typing import Final, Protocol
 
 from ztunnel_trio.errors import ZtunnelError
-from ztunnel_trio.model.ending import By, Ending, Failure, Loss, StreamReset, TunnelLost
+from ztunnel_trio.model.ending import By, Ending, Failure, StreamReset
 from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.relay import StreamReader
 from ztunnel_trio.wire.http2.codes import ErrorCode
 from ztunnel_trio.wire.http2.fields import Fields
-from ztunnel_trio.wire.http2.frames import HEADER_BYTES
 
 NO_FIELDS: Final[Fields] = {}
 _NOT_WANTED: Final = StreamReset(ErrorCode.NO_ERROR)
-_NO_FAILURES: Final = (
-    _NOT_WANTED,
-    StreamReset(ErrorCode.CONNECT_ERROR),
-)  # of whoever still has to say its end
+_NO_FAILURES: Final = (_NOT_WANTED, StreamReset(ErrorCode.CONNECT_ERROR))  # of who still has to say its end
 
 
 class H2Failed(ZtunnelError):
@@ -26,47 +22,25 @@ class H2Failed(ZtunnelError):
         self.ending = ending
 
 
-class Book(Protocol):
-    """What a stream needs of the book that is kept of its tunnel."""
+class Siblings(Protocol):
+    """What a stream needs of the streams it is one of."""
 
-    def room(self, stream_id: int) -> int:
-        """How many bytes of payload may be sent in one frame now."""
+    def room(self, stream: "TunnelStream") -> int:
+        """Payload bytes that may be sent now. After 0 the stream is resumed when there is room."""
 
-    def put_data_header(self, buffer: memoryview, stream_id: int, length: int) -> None:
-        """Write a DATA frame's header into `buffer` and charge the windows."""
+    def send(self, stream_id: int, chunk: memoryview, length: int) -> None:
+        """Send the `length` bytes of payload that follow nine free ones in `chunk`."""
 
-    def credit(self, stream_id: int, taken: int) -> None:
-        """Return so many bytes of window to the peer, with what is written next."""
+    def delivered(self, stream_id: int, taken: int, /) -> None:
+        """Bytes just handed to the stream were taken."""
 
+    def taken(self, stream_id: int, taken: int) -> None:
+        """Bytes the stream had kept were taken."""
 
-class Carrier(Protocol):
-    """What a stream needs of the tunnel it is in."""
-
-    @property
-    def core(self) -> Book: ...
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether nothing can be written now."""
-
-    @property
-    def waiting(self) -> "dict[int, TunnelStream]":
-        """Those to be resumed when there is room."""
-
-    @property
-    def loss(self) -> Loss:
-        """Why the tunnel ended, once it has."""
-
-    def write(self, data: memoryview) -> None:
-        """Write one DATA frame."""
-
-    def credit(self, stream_id: int, taken: int) -> None:
-        """A reader took kept bytes."""
-
-    def end(self, stream_id: int) -> None:
+    def end(self, stream: "TunnelStream") -> None:
         """Send the end of data."""
 
-    def reset(self, stream_id: int, code: int) -> None:
+    def reset(self, stream: "TunnelStream", code: int) -> None:
         """Give the stream up."""
 
 
@@ -74,7 +48,7 @@ class TunnelStream:
     """One stream of a tunnel: an end for `net.relay`.
 
     `status` and `headers` are those of the answer, at the client and until it is relayed; at the server the
-    status is 200.
+    status is what was answered.
     """
 
     __slots__ = (
@@ -83,15 +57,15 @@ class TunnelStream:
         "_local_ended",
         "_over",
         "_reader",
+        "_streams",
         "answer",
         "headers",
         "status",
         "stream_id",
-        "tunnel",
     )
 
-    def __init__(self, tunnel: Carrier, stream_id: int) -> None:
-        self.tunnel = tunnel
+    def __init__(self, streams: Siblings, stream_id: int) -> None:
+        self._streams = streams
         self.stream_id = stream_id
         self.status = 0
         self.headers: Fields = NO_FIELDS
@@ -126,7 +100,7 @@ class TunnelStream:
             with memoryview(self._kept) as view:
                 taken = reader.take(view)
             if taken:
-                self.tunnel.credit(self.stream_id, taken)
+                self._streams.taken(self.stream_id, taken)
             if self._kept is None:  # a failure while taking
                 return
             if taken < len(self._kept):
@@ -138,26 +112,17 @@ class TunnelStream:
 
     def room(self) -> int:
         """See `net.relay.StreamEnd`."""
-        tunnel = self.tunnel
-        if not tunnel.is_blocked:
-            room = tunnel.core.room(self.stream_id)
-            if room > 0:
-                return room
-        if self._over is None:
-            tunnel.waiting[self.stream_id] = self
-        return 0
+        return self._streams.room(self)
 
     def send(self, chunk: memoryview, length: int) -> None:
         """See `net.relay.StreamEnd`."""
-        tunnel = self.tunnel
-        tunnel.core.put_data_header(chunk, self.stream_id, length)
-        tunnel.write(chunk[: HEADER_BYTES + length])
+        self._streams.send(self.stream_id, chunk, length)
 
     def end(self) -> Failure | None:
         """See `net.relay.StreamEnd`."""
         if self._over is None:
             self._local_ended = True
-            self.tunnel.end(self.stream_id)
+            self._streams.end(self)
         return None if self._over in _NO_FAILURES else self._over
 
     @property
@@ -172,17 +137,17 @@ class TunnelStream:
 
     def reset(self, code: int) -> None:
         """Give the stream up with RST_STREAM; harmless when it is over."""
-        if self._over is None and not (self._ended and self._local_ended):
+        if self._over is None and not self.has_ended:
             self._over = StreamReset(code, By.US)
             self._kept = None
-            self.tunnel.reset(self.stream_id, code)
+            self._streams.reset(self, code)
 
     def close(self) -> None:
         """Leave the stream: RST_STREAM CANCEL unless it is over."""
         self.reset(ErrorCode.CANCEL)
         self._reader = None
         if self._kept is not None:
-            self.tunnel.credit(self.stream_id, len(self._kept))
+            self._streams.taken(self.stream_id, len(self._kept))
             self._kept = None
 
     # -- the tunnel's side
@@ -193,7 +158,7 @@ class TunnelStream:
         if self._kept is None:
             taken = reader.take(data) if reader is not None else 0
             if taken:
-                self.tunnel.core.credit(self.stream_id, taken)
+                self._streams.delivered(self.stream_id, taken)
             if taken == len(data) or self._over is not None:
                 return
             self._kept = bytearray(data[taken:])
@@ -201,7 +166,7 @@ class TunnelStream:
             self._kept += data
 
     def peer_ended(self) -> None:
-        """END_STREAM, or what looks like it."""
+        """END_STREAM."""
         self._ended = True
         if self._kept is None and self._reader is not None:
             self._reader.ended()
@@ -211,6 +176,7 @@ class TunnelStream:
         if self._over is None:
             self._over = failure
             self._tell(failure)
+            self.wake_opener()
 
     def _tell(self, failure: Failure) -> None:
         if self._reader is None:
@@ -244,6 +210,7 @@ class TunnelStream:
             answer, self.answer = self.answer, None
             answer.set()
 
-    def no_answer(self) -> Ending:
-        """Why a stream that has no status never got one."""
-        return TunnelLost(self.tunnel.loss) if self._over is None else self._over
+    def no_answer(self) -> Failure:
+        """Why a stream that is gone never got a status."""
+        assert self._over is not None
+        return self._over

@@ -10,9 +10,9 @@ from tests.fakes.tunnels import never_asked, tls_pair, two_hops, until
 from ztunnel_trio.model.address import HostPort
 from ztunnel_trio.model.ending import By, GoAway, StreamReset, TunnelLost
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
-from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.proxy.tunnel_stream import H2Failed
+from ztunnel_trio.proxy.tunnel.server import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
+from ztunnel_trio.proxy.tunnel.stream import H2Failed
 from ztunnel_trio.wire.http2.codes import ErrorCode
 
 

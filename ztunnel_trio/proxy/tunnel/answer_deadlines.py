@@ -9,7 +9,7 @@ import trio
 from ztunnel_trio.net.engine import Once
 
 
-class Doubts:
+class AnswerDeadlines:
     """State: who waits, oldest first. All wait equally long, so the first is the first to be told."""
 
     def __init__(self, seconds: float) -> None:

@@ -13,9 +13,9 @@ from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import App, TwoHops, never_asked, tls_pair, two_hops, until
 from ztunnel_trio.model.ending import Revoked, SystemFailure
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
-from ztunnel_trio.proxy.server_tunnel import ServerTunnel, TunnelRequest
-from ztunnel_trio.proxy.tunnel import TunnelSettings
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.server import ServerTunnel, TunnelRequest
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
 from ztunnel_trio.wire.http2.codes import ErrorCode
 
 drivers = pytest.mark.parametrize("in_front", [True, False])
@@ -175,9 +175,9 @@ async def test_a_reset_behind_the_end_of_data_takes_nothing_back() -> None:
             while stream.room() < MIB:  # noqa: ASYNC110  its reader would be told
                 await trio.sleep(0.001)
             stream.send(memoryview(chunk), MIB)
-        hops.server.core.end(stream.stream_id)
-        hops.server.core.reset(stream.stream_id, ErrorCode.CONNECT_ERROR)
-        hops.server.flush()
+        hops.server._connection._core.end(stream.stream_id)
+        hops.server._connection._core.reset(stream.stream_id, ErrorCode.CONNECT_ERROR)
+        hops.server._connection.streams.flush()
         sent.set()
 
     sent = trio.Event()
@@ -193,9 +193,9 @@ async def test_a_reset_behind_the_end_of_data_takes_nothing_back() -> None:
 async def test_an_end_of_data_and_a_reset_in_one_write_end_the_connection() -> None:
     async def end_and_reset(request: TunnelRequest) -> None:
         stream = request.accept([])
-        hops.server.core.end(stream.stream_id)
-        hops.server.core.reset(stream.stream_id, ErrorCode.NO_ERROR)
-        hops.server.flush()
+        hops.server._connection._core.end(stream.stream_id)
+        hops.server._connection._core.reset(stream.stream_id, ErrorCode.NO_ERROR)
+        hops.server._connection.streams.flush()
 
     async with two_hops(serve=end_and_reset) as hops:
         source, _ = await hops.connection()
@@ -265,7 +265,7 @@ async def test_data_sent_before_the_answer_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "end", [lambda hops: hops.client.abort(Revoked()), lambda hops: hops.server.abort(Revoked())]
+    "end", [lambda hops: hops.client.end(Revoked()), lambda hops: hops.server.end(Revoked())]
 )
 @trio_test
 async def test_an_aborted_tunnel_resets_its_applications(end: Callable[[TwoHops], None]) -> None:
@@ -353,7 +353,7 @@ async def test_a_tunnel_that_is_lost_before_it_runs_has_nothing_to_run() -> None
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         tunnel = ClientTunnel(engine, near, TunnelSettings())
-        tunnel.abort(SystemFailure(errno.ECONNRESET))
+        tunnel.end(SystemFailure(errno.ECONNRESET))
 
         await tunnel.run()
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import trio
 
 from ztunnel_trio.model.address import HboneTarget
-from ztunnel_trio.model.ending import Loss, NotProcessed, PeerSilent, TunnelLost
+from ztunnel_trio.model.ending import Loss, PeerSilent, TunnelLost
 from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.transport import Transport
 from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.proxy.doubts import Doubts
-from ztunnel_trio.proxy.tunnel import PING, State, Tunnel, TunnelSettings
-from ztunnel_trio.proxy.tunnel_stream import H2Failed, TunnelStream
+from ztunnel_trio.proxy.tunnel.answer_deadlines import AnswerDeadlines
+from ztunnel_trio.proxy.tunnel.connection import Abused, Connection
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
+from ztunnel_trio.proxy.tunnel.stream import H2Failed, TunnelStream
 from ztunnel_trio.wire.http2 import events as http2
 from ztunnel_trio.wire.http2.compression import Field
 from ztunnel_trio.wire.http2.frames import LARGEST_STREAM_ID
@@ -21,48 +22,68 @@ from ztunnel_trio.wire.http2.frames import LARGEST_STREAM_ID
 log = get_logger("proxy::h2::client")
 
 
-class ClientTunnel(Tunnel):
-    """The outbound side of a tunnel; `tls` is established and owned from here on."""
+class ClientTunnel:
+    """The outbound side of a tunnel; `tls` is established and owned from here on.
 
-    def __init__(self, engine: Engine, tls: "ssl.SSLSocket | Transport", settings: TunnelSettings) -> None:
-        super().__init__(engine, tls, settings, is_client=True)
-        self.peer_max_streams = settings.assumed_peer_streams
+    `peer_max_streams` is how many the peer takes at once, as far as it has told.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tls: "ssl.SSLSocket | Transport",
+        settings: TunnelSettings,
+        abused: Abused | None = None,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._connection = Connection(engine, tls, settings, self, is_client=True, abused=abused)
+        self._streams = self._connection.streams
         self._queue: deque[Once] = deque()  # opens that wait for a free stream
-        self._releasing = False
-        self._doubts = Doubts(settings.doubt_seconds)
+        self._deadlines = AnswerDeadlines(settings.doubt_seconds)
+        self.peer_max_streams = settings.assumed_peer_streams
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Speak until the connection ends; the owner's task. Cancelling it closes at once, without a word."""
+        connection = self._connection
         try:
-            self._begin()
+            connection.begin()
             task_status.started()
             if not await self._outlast():
                 log.warning("HBONE ping timeout/error")
-                self._blame(PeerSilent())
-                return
-            await self._say_goodbye()
+            await connection.say_goodbye()
         finally:
-            self._lose()
-        if self._bug is not None:
-            raise self._bug
+            connection.close()
+        if connection.bug is not None:
+            raise RuntimeError(f"a pump of the tunnel failed: {connection.bug}")
 
     async def _outlast(self) -> bool:
         """Watch the peer until the tunnel ends; whether it ended by itself."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._doubts.watch)
-            is_over = await self._keep_alive()
+            nursery.start_soon(self._deadlines.watch)
+            is_over = await self._connection.keep_alive()
             nursery.cancel_scope.cancel(reason="tunnel ended")
         return is_over
 
     @property
+    def active_streams(self) -> int:
+        """Streams that are not over."""
+        return len(self._streams)
+
+    @property
+    def loss(self) -> Loss:
+        """Why the tunnel ended, once it has."""
+        return self._connection.loss
+
+    @property
+    def ended(self) -> trio.Event:
+        """Set when no stream runs any more."""
+        return self._connection.ended
+
+    @property
     def is_usable(self) -> bool:
         """Whether new streams may be opened: alive, no GOAWAY, stream ids left."""
-        return (
-            self._state is State.OPEN
-            and self._peer_last is None
-            and not self._releasing
-            and self.core.can_open
-        )
+        return self._connection.can_open
 
     @property
     def has_room(self) -> bool:
@@ -78,20 +99,20 @@ class ClientTunnel(Tunnel):
         Raises:
             H2Failed: there will be no answer.
         """
-        while self.is_usable and len(self._streams) >= self.peer_max_streams:
-            turn = Once(self.engine)
+        while self.is_usable and not self.has_room:
+            turn = Once(self._engine)
             self._queue.append(turn)
             try:
                 await turn.wait()
             except BaseException:
                 if turn.is_set:  # pass the place on
-                    self._after_streams_changed()
+                    self.changed()
                 else:
                     self._queue.remove(turn)
                 raise
         stream = self.ask(authority, headers, trio.current_time())
         if not await self.is_answered_soon(stream):
-            await self.insist(stream)
+            await self.await_late_answer(stream)
         return stream
 
     def ask(self, authority: HboneTarget, headers: Sequence[Field], now: float) -> TunnelStream:
@@ -101,15 +122,13 @@ class ClientTunnel(Tunnel):
             H2Failed: there will be no answer.
         """
         if not self.is_usable:
-            raise H2Failed(TunnelLost(self.loss))
-        stream_id = self.core.open_stream(str(authority), headers)
-        stream = self._streams[stream_id] = TunnelStream(self, stream_id)
-        self._doubts.add(stream.expect_answer(self.engine), now)
-        self.flush()
+            raise H2Failed(TunnelLost(self._connection.loss))
+        stream = self._connection.open(str(authority), headers)
+        self._deadlines.add(stream.expect_answer(self._engine), now)
         return stream
 
     async def is_answered_soon(self, stream: TunnelStream) -> bool:
-        """Wait for an answer, no longer than answers take. Without one, `insist` or close the stream."""
+        """Wait for an answer, no longer than answers take. Without one, wait for it late or close it."""
         assert stream.answer is not None
         try:
             await stream.answer.wait()
@@ -118,7 +137,7 @@ class ClientTunnel(Tunnel):
             raise
         return stream.status != 0
 
-    async def insist(self, stream: TunnelStream) -> None:
+    async def await_late_answer(self, stream: TunnelStream) -> None:
         """Wait for an answer that is late, for as long as the peer shows that it lives.
 
         A peer that has gone without a word would else hold the application up until the keepalive finds
@@ -131,13 +150,12 @@ class ClientTunnel(Tunnel):
             while stream.status == 0:
                 if stream.is_gone:
                     raise H2Failed(stream.no_answer())
-                heard = self._heard
-                answer = stream.expect_answer(self.engine)
-                self.core.ping(PING)
-                self.flush()
-                with trio.move_on_after(self.settings.proof_seconds) as waiting:
+                heard = self._streams.heard
+                answer = stream.expect_answer(self._engine)
+                self._connection.ping()
+                with trio.move_on_after(self._settings.proof_seconds) as waiting:
                     await answer.wait()
-                if waiting.cancelled_caught and self._heard == heard:
+                if waiting.cancelled_caught and self._streams.heard == heard:
                     raise H2Failed(TunnelLost(PeerSilent()))
         except BaseException:
             stream.close()
@@ -145,32 +163,24 @@ class ClientTunnel(Tunnel):
 
     def release_when_idle(self) -> None:
         """Nobody will open streams any more: after the last one GOAWAY(0, NO_ERROR) and an orderly close."""
-        self._releasing = True
-        if not self._streams:
-            self._close_if_idle()
+        self._connection.release()
 
-    def abort(self, loss: Loss) -> None:
-        """Close at once, without a word; all streams are lost for this reason."""
-        self.loss = loss
-        self._lose()
+    def end(self, how: Loss) -> None:
+        """End all streams for this reason now; GOAWAY, and close."""
+        self._connection.end(how)
 
-    def _close_if_idle(self) -> None:
-        if self._releasing and self._state is State.OPEN:
-            self.core.go_away()
-            self._close()
-        else:
-            super()._close_if_idle()
+    # -- see `connection.Role`
 
-    def _settings_received(self, max_streams: int | None) -> None:
+    def requested(self, asked: http2.TunnelRequested) -> None:
+        """No server asks: `wire.http2` does not let it."""
+
+    def limited(self, max_streams: int | None) -> None:
+        """The peer told its limit."""
         self.peer_max_streams = LARGEST_STREAM_ID if max_streams is None else max_streams
-        self._after_streams_changed()
+        self.changed()
 
-    def _go_away_received(self, event: http2.GoAwayReceived) -> None:
-        super()._go_away_received(event)
-        for stream_id in event.unprocessed:
-            self._stream_over(stream_id, NotProcessed(event.code))
-
-    def _after_streams_changed(self) -> None:
+    def changed(self) -> None:
+        """Let as many go on that wait for a stream as have room, or all when there will be none."""
         if not self._queue:
             return
         free = self.peer_max_streams - len(self._streams) if self.is_usable else len(self._queue)

@@ -1,25 +1,33 @@
 import pytest
 
-from ztunnel_trio.model.ending import Failure, Loss, StreamReset, SystemFailure, TransportEnded, TunnelLost
-from ztunnel_trio.proxy.tunnel_stream import TunnelStream
+from ztunnel_trio.model.ending import Failure, StreamReset, SystemFailure, TunnelLost
+from ztunnel_trio.proxy.tunnel.stream import TunnelStream
 from ztunnel_trio.wire.http2.codes import ErrorCode
 
 
 class Told:
-    """A tunnel that only remembers."""
+    """Streams that only remember."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
-        self.loss: Loss = TransportEnded()
 
-    def reset(self, stream_id: int, code: int) -> None:
+    def room(self, stream: TunnelStream) -> int:
+        return 0
+
+    def send(self, stream_id: int, chunk: memoryview, length: int) -> None:
+        self.calls.append(("send", length))
+
+    def delivered(self, stream_id: int, taken: int, /) -> None:
+        self.calls.append(("delivered", taken))
+
+    def taken(self, stream_id: int, taken: int) -> None:
+        self.calls.append(("taken", taken))
+
+    def end(self, stream: TunnelStream) -> None:
+        self.calls.append(("end", stream.stream_id))
+
+    def reset(self, stream: TunnelStream, code: int) -> None:
         self.calls.append(("reset", code))
-
-    def credit(self, stream_id: int, taken: int) -> None:
-        self.calls.append(("credit", taken))
-
-    def end(self, stream_id: int) -> None:
-        self.calls.append(("end", stream_id))
 
 
 class Reader:
@@ -43,7 +51,7 @@ class Reader:
 
 
 def stream_of(tunnel: Told) -> TunnelStream:
-    return TunnelStream(tunnel, 1)  # type: ignore[arg-type]
+    return TunnelStream(tunnel, 1)
 
 
 RESET, LOST = StreamReset(ErrorCode.CANCEL), TunnelLost(SystemFailure(104))
@@ -113,10 +121,6 @@ def test_what_is_kept_is_told_with_the_failure_and_offered_behind_it() -> None:
     assert (reader.told, stream.kept) == ([repr(LOST), "abc"], 0)
 
 
-def test_a_stream_without_an_answer_fails_with_its_tunnel() -> None:
-    assert stream_of(Told()).no_answer() == TunnelLost(TransportEnded())
-
-
 def test_closing_resets_only_what_is_not_over() -> None:
     tunnel = Told()
     stream = stream_of(tunnel)
@@ -139,4 +143,4 @@ def test_what_is_kept_when_it_is_left_goes_back_to_the_peer() -> None:
     stream.peer_ended()
     stream.end()
     stream.close()
-    assert tunnel.calls == [("end", 1), ("credit", 5)]
+    assert tunnel.calls == [("end", 1), ("taken", 5)]

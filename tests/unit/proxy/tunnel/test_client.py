@@ -6,10 +6,10 @@ from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import tls_pair, two_hops, until
 from ztunnel_trio.model.address import HostPort
 from ztunnel_trio.net.engine import Engine
-from ztunnel_trio.proxy.client_tunnel import ClientTunnel
-from ztunnel_trio.proxy.server_tunnel import TunnelRequest
-from ztunnel_trio.proxy.tunnel import TunnelSettings
-from ztunnel_trio.proxy.tunnel_stream import H2Failed
+from ztunnel_trio.proxy.tunnel.client import ClientTunnel
+from ztunnel_trio.proxy.tunnel.server import TunnelRequest
+from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
+from ztunnel_trio.proxy.tunnel.stream import H2Failed
 
 
 @trio_test
