@@ -7,6 +7,7 @@ istiod back. The mesh outlives every stream.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -222,18 +223,24 @@ class AdsClient:
         self, stream: CallStream, failures: list[GrpcFailed], whole: trio.CancelScope
     ) -> None:
         while True:
-            if not self._unsent:
-                self._something_unsent = trio.Event()
-                await self._something_unsent.wait()
-            name = next(iter(self._unsent))
-            del self._unsent[name]
-            log.info("received on demand request %s/%s", ADDRESS_TYPE, name)
+            now = trio.current_time()
             try:
-                await stream.send(self._core.demand(ADDRESS_TYPE, name))
+                for request in self._core.forget(now):
+                    await stream.send(request)
+                if self._unsent:
+                    name = next(iter(self._unsent))
+                    del self._unsent[name]
+                    log.info("received on demand request %s/%s", ADDRESS_TYPE, name)
+                    await stream.send(self._core.demand(ADDRESS_TYPE, name, now))
+                    continue
             except GrpcFailed as error:
                 failures.append(error)
                 whole.cancel(reason="stream ended")
                 return
+            self._something_unsent = trio.Event()
+            moment = self._core.next_forgetting()
+            with trio.move_on_at(math.inf if moment is None else moment):
+                await self._something_unsent.wait()
 
     async def _read_response(self, stream: CallStream, size: int) -> Response:
         splitter = ResponseSplitter(size)
@@ -261,6 +268,8 @@ class AdsClient:
         finished = self._core.finish(response, rejections)
         for name in finished.answered:
             self._answer(name)
+        if self._settings.on_demand:
+            self._something_unsent.set()  # what stands for nothing now is to be forgotten at some time
         said = {"type_url": response.type_url, "nonce": response.nonce}
         if finished.error is None:
             log.debug("sending response", extra={"fields": {**said, "type": "ACK"}})

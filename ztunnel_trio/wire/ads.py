@@ -4,13 +4,14 @@ Theory of operation. `Discovery` lives as long as the process and knows, for eac
 control plane has given us in which version. A stream begins with `open_stream()`: one request a type with the
 node and those versions, so that only what changed comes again. The resources of a response
 (`delta_response`) are decoded and applied by the caller, some at a time, and reported with `received()` and
-`removed()`; `finish()` returns the one ACK or NACK. `demand()` asks for one more name in on-demand mode.
+`removed()`; `finish()` returns the one ACK or NACK. `demand()` asks for one more name in on-demand mode,
+and `forget()` ends the subscriptions of those that stand for nothing (`demanded`).
 
 A resource that was rejected keeps the version we had of it before: after a reconnect it comes again.
 
 A mesh may have hundreds of thousands of resources. Nothing here therefore takes longer for more of them, but
 for the generators, which let the caller pause, and versions are kept only for what one request can name
-(`Known`).
+(`ResourceVersions`).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,12 +21,12 @@ from typing import Final, Protocol
 from ztunnel_trio.errors import WeBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
 from ztunnel_trio.wire.delta_response import Response
+from ztunnel_trio.wire.demanded import DemandedKeys
 from ztunnel_trio.wire.rejection import Rejections
+from ztunnel_trio.wire.versions import NAMES_AT_ONCE, ResourceVersions
 
 DELTA_PATH: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 REQUEST_LIMIT_BYTES: Final = 4 * 1024 * 1024 - 64 * 1024  # istiod takes 4 MiB (ISTIO_GPRC_MAXRECVMSGSIZE)
-_NAMES_AT_ONCE: Final = 256
-_LITTLE_ROOM: Final = 128  # bytes of a request that are not worth measuring every entry for
 _DOMAIN_OF_NODE_IDS: Final = "svc.cluster.local"  # literal, whatever the cluster's domain is
 
 JsonValue = None | bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
@@ -95,90 +96,6 @@ class Finished:
     """This response completed the first full picture of every wildcard type."""
 
 
-class Known:
-    """What we have of one type: the versions of as many resources as one request may name, of the others
-    the names alone.
-
-    The control plane takes requests of 4 MiB (`REQUEST_LIMIT_BYTES`); what a request does not name comes
-    again, or is gone without a word. An unnamed resource carries the number of the last stream that
-    brought it, which tells the two apart.
-    """
-
-    __slots__ = ("_named", "_room", "_stream", "_unnamed")
-
-    def __init__(self, room_bytes: int) -> None:
-        self._room = room_bytes
-        self._stream = 0
-        self._named: dict[str, str] = {}
-        self._unnamed: dict[str, int] = {}
-
-    def as_dict(self) -> dict[str, str | None]:
-        """All of it; None for the version of an unnamed one."""
-        return {**self._named, **dict.fromkeys(self._unnamed)}
-
-    def __len__(self) -> int:
-        return len(self._named) + len(self._unnamed)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._named or name in self._unnamed
-
-    def begin_stream(self) -> None:
-        """From now on what comes is of another stream."""
-        self._stream += 1
-
-    def put(self, name: str, version: str) -> None:
-        """We have that version now."""
-        before = self._named.get(name)
-        if before is not None:
-            if len(before) != len(version):
-                self._room += _entry_bytes(name, before) - _entry_bytes(name, version)
-            self._named[name] = version
-            if self._room < 0:
-                self._room += _entry_bytes(name, version)
-                del self._named[name]
-                self._unnamed[name] = self._stream
-            return
-        if self._room > _LITTLE_ROOM and (size := _entry_bytes(name, version)) <= self._room:
-            if self._unnamed:
-                self._unnamed.pop(name, None)
-            self._named[name] = version
-            self._room -= size
-        else:
-            self._unnamed[name] = self._stream
-
-    def hear(self, name: str) -> None:
-        """It came, but we keep what we had."""
-        if name in self._unnamed:
-            self._unnamed[name] = self._stream
-
-    def drop(self, name: str) -> None:
-        """We have it no more."""
-        version = self._named.pop(name, None)
-        if version is None:
-            self._unnamed.pop(name, None)
-        else:
-            self._room += _entry_bytes(name, version)
-
-    def versions(self) -> Iterator[dict[str, str]]:
-        """What a request names, some at a time; changes meanwhile may or may not be seen."""
-        for names in _some_at_a_time(list(self._named)):
-            yield {name: version for name in names if (version := self._named.get(name)) is not None}
-
-    def unnamed(self) -> Iterator[list[str]]:
-        """The names a request has no room for, some at a time."""
-        yield from _some_at_a_time(list(self._unnamed))
-
-    def vanished(self) -> Iterator[list[str]]:
-        """The unnamed that this stream has not brought, some at a time."""
-        for names in _some_at_a_time(list(self._unnamed)):
-            yield [name for name in names if self._unnamed.get(name, self._stream) != self._stream]
-
-
-def _some_at_a_time(names: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(names), _NAMES_AT_ONCE):
-        yield names[start : start + _NAMES_AT_ONCE]
-
-
 class Discovery:
     """The client's memory of what it was told and what it asked for. See the module's text."""
 
@@ -187,6 +104,7 @@ class Discovery:
         "_answered_once",
         "_asked",
         "_awaited",
+        "_demanded",
         "_known",
         "_node",
         "_request_limit_bytes",
@@ -204,8 +122,11 @@ class Discovery:
         self._subscriptions = {one.type_url: one for one in subscriptions}
         self._request_limit_bytes = request_limit_bytes
         self._known = {
-            type_url: Known(request_limit_bytes - len(self._bare_request(one)))
+            type_url: ResourceVersions(request_limit_bytes - len(self._bare_request(one)))
             for type_url, one in self._subscriptions.items()
+        }
+        self._demanded = {
+            one.type_url: DemandedKeys() for one in self._subscriptions.values() if one.on_demand
         }
         self._awaited = {one.type_url for one in self._subscriptions.values() if not one.on_demand}
         # of this stream:
@@ -239,14 +160,15 @@ class Discovery:
         for subscription in self._subscriptions.values():
             yield from self._initial(subscription)
 
-    def demand(self, type_url: str, name: str) -> bytes:
-        """The request for one more resource of an on-demand type."""
-        if type_url not in self._subscriptions:
-            raise WeBrokeProtocol(f"demand for a type never subscribed: {type_url}")
+    def demand(self, type_url: str, name: str, now: float) -> bytes:
+        """The request for one more resource of an on-demand type; `now` in seconds of the caller's clock."""
+        if type_url not in self._demanded:
+            raise WeBrokeProtocol(f"demand for a type that is not on demand: {type_url}")
         known = self._known[type_url]
         if name not in known:
             known.put(name, "")
         self._asked[type_url, name] = None
+        self._demanded[type_url].use(name, now)
         return xds_pb2.DeltaDiscoveryRequest(
             type_url=type_url, resource_names_subscribe=[name]
         ).SerializeToString()
@@ -255,24 +177,41 @@ class Discovery:
         self, type_url: str, resources: Iterable[Arrived], rejected: Collection[str] = frozenset()
     ) -> None:
         """The mesh has these resources of a response now, but for the rejected ones."""
-        known = self._known[type_url]
+        known, demanded = self._known[type_url], self._demanded.get(type_url)
         put = known.put
         for one in resources:
             name = one.name
             if name in rejected:
-                known.hear(name)
+                known.come_again(name)
             else:
                 put(name, one.version)
-            if self._asked:
+            if demanded is not None:
+                demanded.is_found(name, one.aliases)
                 self._answer(type_url, name, *one.aliases)
 
     def removed(self, type_url: str, names: Iterable[str]) -> None:
         """The mesh has these no more, or never had them."""
-        known = self._known[type_url]
+        known, demanded = self._known[type_url], self._demanded.get(type_url)
         for name in names:
             known.drop(name)
-        if self._asked:
-            self._answer(type_url, *names)
+            if demanded is not None:
+                demanded.is_gone(name)
+                self._answer(type_url, name)
+
+    def next_forgetting(self) -> float | None:
+        """When a demanded key that stands for nothing is to be forgotten, as far as is known now."""
+        moments = [at for each in self._demanded.values() if (at := each.next_forgetting()) is not None]
+        return min(moments, default=None)
+
+    def forget(self, now: float) -> Iterator[bytes]:
+        """The requests that end the subscriptions of keys whose time has come."""
+        for type_url, demanded in self._demanded.items():
+            while names := demanded.forget(now, NAMES_AT_ONCE):
+                for name in names:
+                    self._known[type_url].drop(name)
+                yield xds_pb2.DeltaDiscoveryRequest(
+                    type_url=type_url, resource_names_unsubscribe=names
+                ).SerializeToString()
 
     def vanished(self, type_url: str) -> Iterator[list[str]]:
         """Names to remove although no response says so, some at a time; ask when all resources are applied.
@@ -352,16 +291,6 @@ class Discovery:
             yield None
         if len(parts) > 1:
             yield b"".join(parts)
-
-
-def _entry_bytes(name: str, version: str) -> int:
-    """An upper bound for one map entry on the wire: two strings and three tags with their lengths."""
-    if name.isascii() and version.isascii() and (size := len(name) + len(version)) < 120:
-        return size + 6
-    size = (len(name) if name.isascii() else len(name.encode())) + (
-        len(version) if version.isascii() else len(version.encode())
-    )
-    return size + (6 if size < 120 else 18)  # protobuf: a length below 128 takes one byte
 
 
 def _bounded(text: str, limit_bytes: int) -> str:

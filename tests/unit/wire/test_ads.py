@@ -203,7 +203,7 @@ def test_a_demand_subscribes_one_name_without_node_and_nonce() -> None:
     core = discovery(on_demand=True)
     requests(core.open_stream())
 
-    request = Request.FromString(core.demand(ADDRESS_TYPE, "/127.0.0.1"))
+    request = Request.FromString(core.demand(ADDRESS_TYPE, "/127.0.0.1", 0.0))
 
     assert request == Request(type_url=ADDRESS_TYPE, resource_names_subscribe=["/127.0.0.1"])
     assert core.known(ADDRESS_TYPE) == {"/127.0.0.1": ""}
@@ -213,14 +213,14 @@ def test_a_demand_for_something_known_keeps_its_version() -> None:
     core = discovery(on_demand=True)
     requests(core.open_stream())
     take(core, resource("uid", "v1"))
-    core.demand(ADDRESS_TYPE, "uid")
+    core.demand(ADDRESS_TYPE, "uid", 0.0)
 
     assert core.known(ADDRESS_TYPE) == {"uid": "v1"}
 
 
 def test_a_demand_for_a_type_never_subscribed_is_our_bug() -> None:
     with pytest.raises(WeBrokeProtocol):
-        discovery().demand("type/Nonsense", "a")
+        discovery().demand("type/Nonsense", "a", 0.0)
 
 
 def test_a_demand_is_answered_by_name_alias_absence_or_an_empty_answer() -> None:
@@ -228,7 +228,7 @@ def test_a_demand_is_answered_by_name_alias_absence_or_an_empty_answer() -> None
     requests(core.open_stream())
     assert take(core).answered == ()  # the answer to the first request asks nobody
     for name in ("uid", "/10.0.0.1", "/10.0.0.2", "/10.0.0.3", "/10.0.0.4"):
-        core.demand(ADDRESS_TYPE, name)
+        core.demand(ADDRESS_TYPE, name, 0.0)
 
     assert take(core, resource("uid", "v1")).answered == ("uid",)
     assert take(core, resource("uid2", "v1", ("/10.0.0.1", "net/10.0.0.1"))).answered == ("/10.0.0.1",)
@@ -237,6 +237,28 @@ def test_a_demand_is_answered_by_name_alias_absence_or_an_empty_answer() -> None
     assert take(core).answered == ("/10.0.0.4",)
     assert take(core).answered == ()
     assert "/10.0.0.2" not in core.known(ADDRESS_TYPE)
+
+
+def test_a_key_answered_with_nothing_is_unsubscribed_a_minute_after_its_last_use() -> None:
+    core = discovery(on_demand=True)
+    requests(core.open_stream())
+    take(core)
+    for name, at in (("/10.0.0.1", 0.0), ("/10.0.0.2", 5.0), ("/10.0.0.3", 5.0)):
+        core.demand(ADDRESS_TYPE, name, at)
+    take(core)
+    take(core, resource("uid", "v1", ("/10.0.0.2",)))
+    take(core, removed=["/10.0.0.3"])
+
+    assert core.next_forgetting() == 60.0
+    assert list(core.forget(59.9)) == []
+    assert [Request.FromString(one) for one in core.forget(60.0)] == [
+        Request(type_url=ADDRESS_TYPE, resource_names_unsubscribe=["/10.0.0.1"])
+    ]
+    assert [Request.FromString(one).resource_names_unsubscribe for one in core.forget(99.0)] == [
+        ["/10.0.0.3"]
+    ]
+    assert set(core.known(ADDRESS_TYPE)) == {"/10.0.0.2", "uid"}
+    assert core.next_forgetting() is None
 
 
 NAMES = [f"cluster1//v1/Pod/ns/pod-{number:04}" for number in range(100)]
