@@ -167,7 +167,7 @@ def chart(session: nox.Session) -> None:
     if "--write" in session.posargs:
         session.run("python", "-m", "tests.chart.cases")
         return
-    session.run("pytest", "tests/chart", *session.posargs)
+    session.run("pytest", "tests/chart", "tests/kind", *session.posargs)
 
 
 @nox.session(default=False)
@@ -179,6 +179,15 @@ def image(session: nox.Session) -> None:
     session.install("-e", ".", *group("image"))
     session.env["IMAGE_WORK"] = str(Path(session.create_tmp()).resolve() / "image")
     session.run("pytest", "tests/image", *session.posargs)
+
+
+@nox.session(default=False)
+def kind(session: nox.Session) -> None:
+    """A cluster with Istio and this chart, beside the stock proxy too: checked, and removed."""
+    command = ("python", "-m", "tests.kind.run")
+    if missing := str(session.run(*command, "--why-not", silent=True)).strip():
+        session.skip(missing)
+    session.run(*command, *session.posargs)
 
 
 @nox.session(default=False)
