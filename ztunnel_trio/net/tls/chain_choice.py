@@ -16,6 +16,8 @@ from ztunnel_trio.net.tls.failures import TlsMisconfigured
 TLS13_WIRE_VERSION: Final = 0x0304  # RFC 8446 4.2.1
 CERTIFICATE_MESSAGE: Final = 11  # RFC 8446 4
 HANDSHAKE: Final = 22  # RFC 8446 5.1, ContentType
+# OpenSSL 3.2's ssl.h, SSL_OP_NO_RX_CERTIFICATE_COMPRESSION; an older one never asks for compressed ones.
+NO_COMPRESSED_CERTIFICATES: Final = ssl.Options(1 << 33)
 MOST_PRESENTED: Final = 16  # certificates of a peer's chain that are looked at
 
 Connection = ssl.SSLSocket | ssl.SSLObject
@@ -47,8 +49,10 @@ def choose_context_by_chain(context: ssl.SSLContext, by_root: dict[bytes, ssl.SS
     CPython's message callback (private, for debugging, unchanged since 3.8) sees the Certificate message
     before OpenSSL acts on it; a connection's trust is its context's, so setting another context there
     is enough. The callback stays on the connection and costs it two calls a record, which is why only
-    bundles with namesakes get one. It decides nothing: without a match OpenSSL refuses as ever.
+    bundles with namesakes get one. It decides nothing: without a match OpenSSL refuses as ever. Peers are not
+    to compress certificates (RFC 8879), which would be seen compressed here.
     """
+    context.options |= NO_COMPRESSED_CERTIFICATES
     roots = {root: x509.load_der_x509_certificate(root) for root in by_root}
 
     def choose(
