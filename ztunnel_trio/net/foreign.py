@@ -18,6 +18,7 @@ import errno
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +30,18 @@ from ztunnel_trio.facts.linux import (
     SOL_IPV6,
 )
 from ztunnel_trio.model.address import IPAddress
+from ztunnel_trio.net.socket_options import Option
 
 log = logging.getLogger("ztunnel::socket")
 
 PORT_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")  # for IPv6, too
+# What lets a socket be bound to an address that is not ours. Either serves as IP_FREEBIND, too
+# (inet_can_nonlocal_bind, ipv6_can_nonlocal_bind).
+_SHARED: Final[Option] = (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+TRANSPARENT: Final[Mapping[socket.AddressFamily, tuple[Option, ...]]] = {
+    socket.AF_INET: ((SOL_IP, IP_TRANSPARENT, 1), _SHARED),
+    socket.AF_INET6: ((SOL_IPV6, IPV6_TRANSPARENT, 1), _SHARED),
+}
 TRIES: Final = 3  # ports of our half that may be taken, before the kernel chooses
 
 
@@ -76,26 +85,8 @@ def read_half() -> range:
         return range(0)
 
 
-def make_foreign(sock: socket.socket, source: IPAddress) -> bool:
-    """Let a socket be bound to an address that is not ours.
-
-    False, with a warning: that is not permitted, and the connection bears an address of ours.
-    """
-    try:
-        # Serves as IP_FREEBIND, too: inet_can_nonlocal_bind, ipv6_can_nonlocal_bind.
-        if source.version == 4:
-            sock.setsockopt(SOL_IP, IP_TRANSPARENT, 1)
-        else:
-            sock.setsockopt(SOL_IPV6, IPV6_TRANSPARENT, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    except OSError as error:
-        log.warning("failed to set freebind: %s", error)
-        return False
-    return True
-
-
 def bind_foreign(sock: socket.socket, source: IPAddress, port: int) -> None:
-    """Bind a socket for which `make_foreign` was True. With port 0 the kernel chooses when connecting.
+    """Bind a socket that has `TRANSPARENT`'s options. With port 0 the kernel chooses when connecting.
 
     Raises:
         OSError: the port is taken (EADDRINUSE), which port 0 cannot be. What else goes wrong is logged, and

@@ -6,6 +6,7 @@ What a socket needs before its first packet (the mark) must be permitted; probin
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,8 @@ log = logging.getLogger("ztunnel::socket")
 
 Option = tuple[int, int, int | bytes]  # level, name, value
 
+_TCP: Final = int(socket.IPPROTO_TCP)
+NO_DELAY: Final[Option] = (_TCP, socket.TCP_NODELAY, 1)  # small writes leave at once
 _LARGEST_INT: Final = 2**31 - 1  # what setsockopt(2) takes
 
 
@@ -58,12 +61,12 @@ class SocketOptions:
         if settings.keepalive:
             self._keepalive = (
                 (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-                *((int(socket.IPPROTO_TCP), name, min(value, _LARGEST_INT)) for name, value in probes),
+                *((_TCP, name, min(value, _LARGEST_INT)) for name, value in probes),
             )
         self._user_timeout: tuple[Option, ...] = ()
         if settings.user_timeout:
             milliseconds = min(settings.user_timeout_seconds * 1000, _LARGEST_INT)
-            self._user_timeout = ((int(socket.IPPROTO_TCP), socket.TCP_USER_TIMEOUT, milliseconds),)
+            self._user_timeout = ((_TCP, socket.TCP_USER_TIMEOUT, milliseconds),)
 
     def set_mark(self, sock: socket.socket) -> None:
         """Have the pod's redirection leave its packets alone.
@@ -74,29 +77,39 @@ class SocketOptions:
         for option in self._mark:
             sock.setsockopt(*option)
 
-    def set_no_delay(self, sock: socket.socket) -> None:
-        """Send small writes at once."""
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
     def keep_alive(self, sock: socket.socket) -> None:
         """Keepalive and user timeout; a kernel that refuses one costs us only that."""
-        try:
-            for option in self._keepalive:
-                sock.setsockopt(*option)
-        except OSError as error:
-            log.debug("failed to set keepalive: %s", error)
-        try:
-            for option in self._user_timeout:
-                sock.setsockopt(*option)
-        except OSError as error:
-            log.debug("failed to set user timeout: %s", error)
+        for options, what in ((self._keepalive, "keepalive"), (self._user_timeout, "user timeout")):
+            try:
+                for option in options:
+                    sock.setsockopt(*option)
+            except OSError as error:
+                log.debug("failed to set %s: %s", what, error)
 
-    def prepare(self, sock: socket.socket) -> None:
-        """All that a stream socket needs before it dials.
+    def of_dialling(self, more: tuple[Option, ...] = ()) -> Callable[[socket.socket], None]:
+        """What sets all that a stream socket needs before it dials, and `more` where that is permitted.
 
-        Raises:
-            OSError: the mark is not permitted.
+        It raises OSError where the mark is not permitted.
         """
-        self.set_no_delay(sock)
+        every = (NO_DELAY, *self._mark, *self._keepalive, *self._user_timeout, *more)
+
+        def prepare(sock: socket.socket) -> None:
+            set_option = sock.setsockopt
+            try:
+                for option in every:
+                    set_option(*option)
+            except OSError:
+                self._prepare_one_by_one(sock, more)
+
+        return prepare
+
+    def _prepare_one_by_one(self, sock: socket.socket, more: tuple[Option, ...]) -> None:
+        """Something was refused: see what, and whether it matters."""
+        sock.setsockopt(*NO_DELAY)
         self.set_mark(sock)
         self.keep_alive(sock)
+        try:
+            for option in more:
+                sock.setsockopt(*option)
+        except OSError as error:
+            log.warning("failed to set freebind: %s", error)

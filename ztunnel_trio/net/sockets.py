@@ -23,12 +23,12 @@ from ztunnel_trio.facts.linux import (
     SOL_IP,
 )
 from ztunnel_trio.model.address import IPAddress, SocketAddress, canonical
-from ztunnel_trio.net.foreign import TRIES, ForeignPorts, bind_foreign, make_foreign, read_half
+from ztunnel_trio.net.foreign import TRANSPARENT, TRIES, ForeignPorts, bind_foreign, read_half
 from ztunnel_trio.net.listener import Listener, local_address
 from ztunnel_trio.net.netns import Netns
-from ztunnel_trio.net.socket_options import SocketOptions
+from ztunnel_trio.net.socket_options import NO_DELAY, SocketOptions
 from ztunnel_trio.net.socket_options import SocketSettings as SocketSettings
-from ztunnel_trio.net.spares import Spares
+from ztunnel_trio.net.spares import MOST, Spares
 
 log = logging.getLogger("ztunnel::socket")
 
@@ -57,7 +57,7 @@ class SocketFactory:
     netns: Netns | None
     settings: SocketSettings
     _options: SocketOptions = field(init=False)
-    _spares: dict[socket.AddressFamily, Spares] = field(default_factory=dict, init=False)
+    _spares: dict[tuple[socket.AddressFamily, bool], Spares] = field(default_factory=dict, init=False)
     _foreign_ports: ForeignPorts | None = field(default=None, init=False)  # known from the first dial on
 
     def __post_init__(self) -> None:
@@ -150,18 +150,7 @@ class SocketFactory:
         Raises:
             OSError: no descriptor left, or the mark is not permitted.
         """
-        if self.netns is None:  # where we are already
-            sock = self._make(family, socket.SOCK_STREAM)
-            try:
-                self._options.prepare(sock)
-            except OSError:
-                sock.close()
-                raise
-            return sock
-        spares = self._spares.get(family)
-        if spares is None:
-            spares = self._spares[family] = Spares(family, self.inside, self._options.prepare)
-        return spares.take()
+        return self._to_dial(family, is_foreign=False)
 
     async def connect(self, destination: SocketAddress, source: IPAddress | None = None) -> socket.socket:
         """Dial, from the address `source` if given and permitted; the caller sets the deadline.
@@ -208,14 +197,22 @@ class SocketFactory:
 
     def _begin_as(self, source: IPAddress, port: int, there: tuple[str, int]) -> tuple[socket.socket, bool]:
         """Begin to dial from an address that is not ours."""
-        sock = self.tcp(_family(source))
+        sock = self._to_dial(_family(source), is_foreign=True)
         try:
-            if make_foreign(sock, source):
-                bind_foreign(sock, source, port)
+            bind_foreign(sock, source, port)
         except OSError:
             sock.close()
             raise
         return _begin(sock, there)
+
+    def _to_dial(self, family: socket.AddressFamily, *, is_foreign: bool) -> socket.socket:
+        """A stream socket with all that it needs before it is bound or connected."""
+        spares = self._spares.get((family, is_foreign))
+        if spares is None:
+            prepare = self._options.of_dialling(TRANSPARENT[family] if is_foreign else ())
+            most = 1 if self.netns is None else MOST  # where we are already there is no trip to share
+            spares = self._spares[family, is_foreign] = Spares(family, self.inside, prepare, most=most)
+        return spares.take()
 
     def _foreign_port(self) -> int:
         """The port that the next dial from a foreign address bears."""
@@ -257,7 +254,7 @@ class SocketFactory:
                 sock, required=transparent is True
             )
             # Linux hands these on to every accepted socket (tcp_create_openreq_child).
-            self._options.set_no_delay(sock)
+            sock.setsockopt(*NO_DELAY)
             if keepalive:
                 self._options.keep_alive(sock)
             sock.listen(self.settings.backlog)

@@ -24,7 +24,7 @@ _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEX
 class Spares:
     """The stream sockets of one family with the same options, of one pod."""
 
-    __slots__ = ("_count", "_family", "_inside", "_made_at", "_now", "_prepare", "_ready")
+    __slots__ = ("_count", "_family", "_inside", "_made_at", "_most", "_now", "_prepare", "_ready")
 
     def __init__(
         self,
@@ -32,11 +32,14 @@ class Spares:
         inside: Callable[[], AbstractContextManager[None]],
         prepare: Callable[[socket.socket], None],
         now: Callable[[], float] = time.monotonic,
+        *,
+        most: int = MOST,
     ) -> None:
         self._family = int(family)
         self._inside = inside
         self._prepare = prepare
         self._now = now
+        self._most = most
         self._ready: list[socket.socket] = []
         self._count = 0  # made by the last trip
         self._made_at = 0.0
@@ -66,7 +69,7 @@ class Spares:
     def _make(self) -> None:
         now = self._now()
         is_quick = now - self._made_at < QUICK_SECONDS
-        wanted = min(2 * self._count, MOST) if is_quick and self._count else 1
+        wanted = min(2 * self._count, self._most) if is_quick and self._count else 1
         with self._inside():
             for _ in range(wanted):
                 try:

@@ -116,11 +116,12 @@ class TraceParent:
         """Read a header's value; None for anything but 55 characters of four hexadecimal parts."""
         if value is None or len(value) != _TRACEPARENT_BYTES:
             return None
-        parts = value[:2], value[3:35], value[36:52], value[53:]
-        if value[2:3] + value[35:36] + value[52:53] != b"---" or b"".join(parts).translate(None, _HEX_DIGITS):
+        if value.translate(None, _HEX_DIGITS) != b"---":
             return None
-        version, trace_id, parent_id, flags = [part.decode("ascii").lower() for part in parts]
-        return cls(trace_id, parent_id, version, flags)
+        text = value.decode("ascii").lower()
+        if not text[2] == text[35] == text[52] == "-":
+            return None
+        return cls(text[3:35], text[36:52], text[:2], text[53:])
 
 
 # ---- forwarded (RFC 7239 in the form ztunnels speak it) ------------------------------------------

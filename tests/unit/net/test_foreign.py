@@ -1,7 +1,5 @@
 """Ports of second legs, and what is not permitted. With real addresses: tests/netns/test_sockets.py."""
 
-import errno
-import os
 import socket
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -9,14 +7,7 @@ from pathlib import Path
 import pytest
 
 from ztunnel_trio.net import foreign
-from ztunnel_trio.net.foreign import ForeignPorts, bind_foreign, half_of, make_foreign, read_half
-
-
-class Unprivileged(socket.socket):
-    """A socket that refuses what needs a capability, as in a container without one."""
-
-    def setsockopt(self, level: int, option: int, value: int) -> None:  # type: ignore[override]
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+from ztunnel_trio.net.foreign import ForeignPorts, bind_foreign, half_of, read_half
 
 
 def test_ours_are_the_ports_that_connect_takes_last() -> None:
@@ -46,17 +37,6 @@ def test_the_range_is_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert read_half()
     monkeypatch.setattr(foreign, "PORT_RANGE", tmp_path / "nothing")
     assert not read_half()
-
-
-@pytest.mark.parametrize("ip", [IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")])
-def test_a_foreign_address_that_is_not_permitted_is_told(
-    ip: IPv4Address | IPv6Address, caplog: pytest.LogCaptureFixture
-) -> None:
-    with Unprivileged(socket.AF_INET if ip.version == 4 else socket.AF_INET6) as sock:
-        assert not make_foreign(sock, ip)
-    assert [record.getMessage() for record in caplog.records] == [
-        "failed to set freebind: [Errno 1] Operation not permitted"
-    ]
 
 
 @pytest.mark.parametrize("ip", [IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")])
