@@ -41,6 +41,7 @@ MESSAGE_PROTOS = (  # one at a time: betterproto2
     "spiffe_broker.proto",
     "cri.proto",
 )
+RELEASED = re.compile(r"<!-- test: release -->\n```sh\n(.*?)```", re.DOTALL)  # commands of the README
 SYSTEMS = (("Debian 12", "3.11", 36), ("Ubuntu 24.04", "3.12", 39), ("Debian 13", "3.13", 41))  # glibc 2.N
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 NO_BENCHMARKS = ("__init__", "load", "yardstick")
@@ -212,7 +213,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(default=False)
 def release(session: nox.Session) -> None:
     """Build sdist and wheel into dist/; install each into an environment of its own and run the demo."""
-    session.install("build")
+    session.install("build", "pipx", "uv")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     session.run("python", "-m", "build", str(ROOT))
     tmp = Path(session.create_tmp()).resolve()
@@ -228,6 +229,9 @@ def release(session: nox.Session) -> None:
                 session.error(f"{archive.name} does not know its revision {revision}: {build}")
             session.run(str(clean / "bin" / "python"), "-c", TYPED, external=True)
             session.run(program, "demo", external=True)
+    session.env["PIPX_HOME"] = str(tmp / "pipx")
+    for command in RELEASED.findall((ROOT / "README.md").read_text())[0].splitlines():
+        session.run(*command.split())
 
 
 @nox.session(default=False)

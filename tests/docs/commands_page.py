@@ -33,6 +33,15 @@ PEOPLE: Final = (
 )
 
 
+def values(option: click.Option) -> str:
+    """What may stand behind an option: ` a¦b`, ` INTEGER`; nothing behind a flag."""
+    if option.is_flag:
+        return ""
+    if isinstance(option.type, click.Choice):
+        return f" {'¦'.join(str(choice) for choice in option.type.choices)}"
+    return f" {option.type.name.upper()}"
+
+
 def commands(command: click.Command, path: str) -> list[tuple[str, str]]:
     """A command and those below it, each with its usage and its help."""
     rows: list[tuple[str, str]] = []
@@ -43,7 +52,7 @@ def commands(command: click.Command, path: str) -> list[tuple[str, str]]:
     words = [path]
     for parameter in command.params:
         if isinstance(parameter, click.Option):
-            words.append(f"[{parameter.opts[0]}]")
+            words.append(f"[{parameter.opts[0]}{values(parameter)}]")
         elif parameter.required:
             words.append(parameter.human_readable_name + ("..." if parameter.nargs == -1 else ""))
         else:

@@ -23,6 +23,7 @@ FIRING = {
     "ZtunnelNotReady": ('ztunnel_trio_not_ready_seconds{pod="p",task="state manager"}', "0+60x30", "10m"),
     "ZtunnelDown": ('up{app="ztunnel",pod="p"}', "0x30", "10m"),
     "ZtunnelCertificateEndsSoon": ('ztunnel_trio_certificate_left_seconds{pod="p"}', "7000-60x40", "20m"),
+    "ZtunnelRevocationListStale": ('ztunnel_trio_revocation_list_left_seconds{pod="p"}', "-5-60x30", "15m"),
     "ZtunnelControlPlaneLost": (
         'istio_xds_connection_terminations_total{pod="p",reason="ConnectionError"}',
         "0+4x60",

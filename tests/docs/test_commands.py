@@ -13,6 +13,7 @@ TESTED = {  # mark: the test that runs these blocks
     "test: newcomer, demo --keep": "tests/netns/test_newcomer.py",
     "test: quick start": "tests/netns/test_quick_start.py",
     "test: promtool": "tests/docs/test_alerts.py",
+    "test: release": "noxfile.py",
 }
 NEEDS = ("needs a cluster", "needs a container engine", "needs a package registry")
 SESSIONS = set(re.findall(r"^@nox\.session.*\ndef (\w+)", (ROOT / "noxfile.py").read_text(), re.MULTILINE))

@@ -22,7 +22,7 @@ SOURCE = "\n".join(
     path.read_text() for path in (ROOT / "ztunnel_trio").rglob("*.py") if "pb" not in path.parts
 )
 VARIABLE = re.compile(
-    r"…|NAMESPACE/NAME|: http.*|: [A-Z].*|\b\d{3} [A-Z].*"
+    r"…|NAMESPACE/NAME|: http.*|: [A-Z].*|: |\b\d{3} [A-Z].*"
 )  # where a quoted text is a detail's place
 
 
