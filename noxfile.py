@@ -388,6 +388,13 @@ REFERENCES = {
 
 
 @nox.session(default=False)
+def operators(session: nox.Session) -> None:
+    """How long a scrape, a dump and a log burst hold the loop, and what a churn of pods leaves; a minute."""
+    session.install("-e", ".", *group("test"))
+    session.run("python", "-m", "tests.benchmarks.operators", *session.posargs)
+
+
+@nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Make docs/reference (`-- --check`: compare), test the pages, build the site; a warning is an error."""
     session.install("-e", ".", *group("docs"))

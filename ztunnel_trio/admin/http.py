@@ -1,9 +1,10 @@
 """HTTP/1.x for operators, over h11: a few connections, small requests, exact paths, no TLS.
 
-Theory of operation. A connection is one task. Reading a request's head is the only wait a stranger can
-stretch without end, so it has a deadline, which also bounds an idle connection; writing has one for each
-piece. When `stop` is set, listeners close, idle connections end, and a request that is being answered is
-finished first. The number of connections is bounded by not accepting more.
+Theory of operation. A connection is one task. Reading a request is a wait that a stranger can stretch: its
+head has one deadline, however it trickles in, which also bounds an idle connection, and its body has another;
+writing has one for each piece. The number of connections is bounded; who only waits gives way to a newcomer
+(`places`). When `stop` is set, listeners close, idle connections end, and a request that is being answered
+is finished first.
 """
 
 import re
@@ -18,6 +19,7 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
+from ztunnel_trio.admin.places import Place, Places
 from ztunnel_trio.net.listener import Accepted, Listener
 from ztunnel_trio.observe.log import Bare, get_logger
 
@@ -36,7 +38,8 @@ LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e\x80-\xff]+ HT
 class HttpSettings:
     """Limits of one server."""
 
-    head_seconds: float = 2.0  # ztunnel src/hyper_util.rs, also while a connection is idle
+    head_seconds: float = 2.0  # for all of it; ztunnel src/hyper_util.rs, also while a connection is idle
+    body_seconds: float = 5.0  # for all of it
     write_seconds: float = 30.0  # a reader that takes nothing for so long is gone
     head_bytes: int = 8192  # ztunnel src/hyper_util.rs max_buf_size; more is 431
     most_connections: int = 64
@@ -102,7 +105,7 @@ class HttpServer:
     ) -> None:
         """Serve until `stop` is set and the last request is answered. Owns and closes the listeners."""
         about = {"address": Bare(self.listeners[0].address), "component": self.component}
-        places = trio.Semaphore(self.settings.most_connections)
+        places = Places(self.settings.most_connections)
         try:
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
@@ -124,28 +127,29 @@ class HttpServer:
         for listener in self.listeners:
             listener.close()
 
-    async def _accept(self, listener: Listener, connections: trio.Nursery, places: trio.Semaphore) -> None:
+    async def _accept(self, listener: Listener, connections: trio.Nursery, places: Places) -> None:
         while True:
-            await places.acquire()
-            accepted: Accepted | None = None
+            accepted = await listener.accept()
+            place: Place | None = None
             try:
-                accepted = await listener.accept()
-                connections.start_soon(self._serve_one, accepted, places)
+                place = await places.take(accepted.peer.ip)
+                connections.start_soon(self._serve_one, accepted, places, place)
             finally:
-                if accepted is None:
-                    places.release()
+                if place is None:
+                    accepted.sock.close()
 
-    async def _serve_one(self, accepted: Accepted, places: trio.Semaphore) -> None:
+    async def _serve_one(self, accepted: Accepted, places: Places, place: Place) -> None:
         """Where a connection's failure stops travelling."""
         try:
-            async with open_stream(accepted.sock) as stream:
-                await Connection(self, stream).run()
+            with place.scope:
+                async with open_stream(accepted.sock) as stream:
+                    await Connection(self, stream, place).run()
         except* (OSError, trio.BrokenResourceError, trio.TooSlowError) as group:
             log.debug("connection ended: %s", group.exceptions[0])
         except* Exception as group:  # a bug: loud, and contained in this connection
             log.error("connection handler failed", exc_info=group)
         finally:
-            places.release()
+            places.leave(place)
 
     async def answer(self, request: Request) -> Response:
         """The handler's response; its failure is a 500 with the error's text."""
@@ -158,9 +162,9 @@ class HttpServer:
             log.warning("failed to answer %s: %s", request.path, error)
             return Response(status=500, body=str(error).encode("utf-8", "replace"))
 
-    def waiting(self) -> trio.CancelScope:
+    def waiting(self, deadline: float) -> trio.CancelScope:
         """The scope of one wait for a request; cancelled when its time is over or the server stops."""
-        scope = trio.CancelScope(deadline=trio.current_time() + self.settings.head_seconds)
+        scope = trio.CancelScope(deadline=deadline)
         if self._stopping:
             scope.cancel(reason="stopping")
         return scope
@@ -174,7 +178,8 @@ def open_stream(sock: socket.socket) -> trio.SocketStream:
 class Connection:
     """One connection: requests in, responses out, until one side has enough."""
 
-    def __init__(self, server: HttpServer, stream: trio.abc.Stream) -> None:
+    def __init__(self, server: HttpServer, stream: trio.abc.Stream, place: Place) -> None:
+        self._place = place
         self._server = server
         self._stream = stream
         self._settings = server.settings
@@ -183,6 +188,7 @@ class Connection:
     async def run(self) -> None:
         """Serve requests one after the other."""
         while (request := await self._next_request()) is not None:
+            self._place.work()
             response = await self._server.answer(request)
             await self._respond(request.method, response)
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
@@ -192,12 +198,12 @@ class Connection:
     async def _next_request(self) -> Request | None:
         """The next request with its body read away; None when there is none to answer."""
         request: Request | None = None
-        size = 0
+        size, deadline = 0, trio.current_time() + self._settings.head_seconds
         while True:
             try:
                 event = self._http.next_event()
                 if event is h11.NEED_DATA:
-                    if not await self._read(is_head=request is None):
+                    if not await self._read(deadline, is_head=request is None):
                         return None
                     continue
             except h11.RemoteProtocolError as error:
@@ -208,6 +214,7 @@ class Connection:
                     path, _, query = event.target.decode("latin-1").partition("?")
                     headers = [(name.decode(), value.decode("latin-1")) for name, value in event.headers]
                     request = Request(event.method.decode(), path, query, headers)
+                    deadline = trio.current_time() + self._settings.body_seconds
                 case h11.Data():
                     size += len(event.data)
                     if size > LONGEST_BODY_BYTES:
@@ -218,11 +225,12 @@ class Connection:
                 case _:  # the connection was closed, or something else than HTTP follows
                     return None
 
-    async def _read(self, *, is_head: bool) -> bool:
+    async def _read(self, deadline: float, *, is_head: bool) -> bool:
         """Feed h11 once; whether the connection goes on. An impossible request line is answered at once."""
         if self._http.they_are_waiting_for_100_continue:
             await self._write(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
-        scope = self._server.waiting()
+        scope = self._server.waiting(deadline)
+        self._place.wait_for_request()
         if is_head:
             self._server._idle.add(scope)
         try:
@@ -272,8 +280,10 @@ class Connection:
     ) -> None:
         data = self._http.send(event)
         if data:
+            self._place.wait_for_reader()
             with trio.fail_after(self._settings.write_seconds):
                 await self._stream.send_all(data)
+            self._place.work()
 
 
 def could_be_http(head: bytes) -> bool:

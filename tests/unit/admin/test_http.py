@@ -1,6 +1,6 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import IPv4Address
 
 import pytest
@@ -19,9 +19,11 @@ from ztunnel_trio.admin.http import (
     could_be_http,
     plain,
 )
+from ztunnel_trio.admin.places import Place
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 
+PLACE = Place(IPv4Address("127.0.0.1"))
 ANYWHERE = SocketAddress(IPv4Address("127.0.0.1"), 0)
 
 
@@ -55,7 +57,7 @@ async def talk(*chunks: bytes, settings: HttpSettings | None = None) -> str:
 
     async def serve() -> None:
         async with theirs:
-            await Connection(idle_server(settings), theirs).run()
+            await Connection(idle_server(settings), theirs, PLACE).run()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
@@ -78,7 +80,7 @@ GET = b"GET /hello?a HTTP/1.1\r\nHost: x\r\n\r\n"
 async def test_a_request_gets_its_answer_with_a_date() -> None:
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Connection(idle_server(), theirs).run)
+        nursery.start_soon(Connection(idle_server(), theirs, PLACE).run)
         await ours.send_all(GET)
         answer = await ours.receive_some(10000)
         while b"hello a" not in answer:
@@ -185,20 +187,31 @@ async def test_who_waits_for_permission_to_send_a_body_gets_it() -> None:
     assert answer.endswith("hello \n")
 
 
+@pytest.mark.parametrize(
+    ("begun", "seconds"),
+    [
+        pytest.param(GET[:5], 2, id="head"),
+        pytest.param(b"POST /hello HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", 5, id="body"),
+    ],
+)
 @trio_test(autojump=True)
-async def test_a_slow_head_is_cut_without_a_response() -> None:
+async def test_what_trickles_in_has_one_deadline_for_all_of_it(begun: bytes, seconds: float) -> None:
     ours, theirs = memory_stream_pair()
 
     async def serve() -> None:
         async with theirs:
-            await Connection(idle_server(), theirs).run()
+            await Connection(idle_server(), theirs, PLACE).run()
+        nursery.cancel_scope.cancel()
 
+    began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        began = trio.current_time()
-        await ours.send_all(GET[:10])
-        assert await ours.receive_some(100) == b""
-        assert trio.current_time() - began == pytest.approx(2)
+        await ours.send_all(begun)
+        for byte in GET[5:] if seconds == 2 else b"x" * 99:
+            await trio.sleep(0.6)
+            await ours.send_all(bytes([byte]))
+
+    assert trio.current_time() - began == pytest.approx(seconds)
 
 
 @trio_test(autojump=True)
@@ -209,7 +222,7 @@ async def test_a_reader_that_takes_nothing_is_given_up() -> None:
     began = trio.current_time()
 
     with pytest.raises(trio.TooSlowError):
-        await Connection(idle_server(), trio.StapledStream(send_stream, theirs_in)).run()
+        await Connection(idle_server(), trio.StapledStream(send_stream, theirs_in), PLACE).run()
 
     assert trio.current_time() - began == pytest.approx(30)
     await receive_stream.aclose()
@@ -273,17 +286,53 @@ async def test_stopping_closes_the_port_and_idle_connections_but_finishes_reques
 
 
 @trio_test
-async def test_the_number_of_connections_is_bounded() -> None:
-    async with running(ROUTES, HttpSettings(most_connections=1)) as (server, _):
+async def test_who_waits_gives_way_to_a_newcomer_the_oldest_first() -> None:
+    async with running(ROUTES, HttpSettings(most_connections=2)) as (server, _):
         first, second = await dial(server), await dial(server)
         async with first, second:
+            await first.send_all(GET[:9])
+            await trio.testing.wait_all_tasks_blocked()
+            async with await dial(server) as third:
+                await third.send_all(GET)
+                assert (await third.receive_some(100)).startswith(b"HTTP/1.1 200 OK")
+            assert await first.receive_some(10) == b""
+            await second.send_all(GET)
+            assert (await second.receive_some(100)).startswith(b"HTTP/1.1 200 OK")
+
+
+@trio_test
+async def test_what_is_being_answered_gives_way_to_nobody() -> None:
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def slow(request: Request) -> Response:
+        begun.set()
+        await go_on.wait()
+        return plain(200, "done")
+
+    settings = HttpSettings(most_connections=1)
+    async with running({"/slow": slow, **ROUTES}, settings) as (server, _), await dial(server) as busy:
+        await busy.send_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await begun.wait()
+        async with await dial(server) as second:
             await second.send_all(GET)
             with trio.move_on_after(0.05) as waiting:
                 await second.receive_some(100)
             assert waiting.cancelled_caught
-            await first.aclose()
-
+            go_on.set()
+            assert b"200 OK" in await busy.receive_some(1000)
             assert (await second.receive_some(100)).startswith(b"HTTP/1.1 200 OK")
+
+
+@trio_test
+async def test_two_hundred_slow_clients_never_cost_a_probe_a_second() -> None:
+    async with running(ROUTES) as (server, _), AsyncExitStack() as slow:
+        for _ in range(200):
+            await (await slow.enter_async_context(await dial(server))).send_all(GET[:7])
+        for _ in range(3):
+            with trio.fail_after(1):
+                async with await dial(server) as probe:
+                    await probe.send_all(GET)
+                    assert (await probe.receive_some(100)).startswith(b"HTTP/1.1 200 OK")
 
 
 @trio_test

@@ -19,8 +19,9 @@ At `/metrics` and `/stats/prometheus` of the stats port (15020), as OpenMetrics 
 loop worked before it looked at the network again.
 
 A family is shown once it has a sample. Label sets that peers can write are bounded: one that has not moved
-for an hour and has no open connection is forgotten, all its families together; where there are too many, new
-ones are counted on one series whose labels are `overflow`. Longer label values than 512 characters are cut.
+for a quarter of an hour and has no open connection is forgotten, all its families together; where there are
+too many, new ones are counted on one series whose labels are `overflow`. Values longer than 512 characters
+are cut.
 
 | Family | Type | Labels | Meaning |
 |---|---|---|---|

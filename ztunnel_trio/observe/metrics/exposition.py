@@ -22,12 +22,20 @@ class RenderedFamily:
 
 
 def exposition(families: Iterable[RenderedFamily]) -> Iterator[bytes]:
-    """HELP, TYPE, UNIT and samples of each family that has samples, then `# EOF`; some samples at a time."""
+    """HELP, TYPE, UNIT and samples of each family that has samples, then `# EOF`; some samples at a time.
+
+    An empty line among a family's is none: there was much to look at and little to tell. The piece that
+    ends there may be empty.
+    """
     lines: list[str] = []
     size = 0
     for shown in families:
         is_first = True
         for line in shown.lines:
+            if not line:
+                yield encoded(lines)
+                lines, size = [], 0
+                continue
             if is_first:
                 lines += head_lines(shown.family)
                 is_first = False
@@ -41,7 +49,7 @@ def exposition(families: Iterable[RenderedFamily]) -> Iterator[bytes]:
 
 
 def encoded(lines: list[str]) -> bytes:
-    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+    return "".join([f"{line}\n" for line in lines]).encode("utf-8", "replace")
 
 
 def head_lines(family: Family) -> list[str]:

@@ -11,6 +11,7 @@ from ztunnel_trio.observe.metrics.exposition import RenderedFamily, exposition
 from ztunnel_trio.observe.metrics.families import Family, Present
 from ztunnel_trio.observe.metrics.labels import UNKNOWN, Reporter
 from ztunnel_trio.observe.metrics.lookups import DnsSeries, LookupSeries, dns_families, lookup_family
+from ztunnel_trio.observe.metrics.memory import give_back
 from ztunnel_trio.observe.metrics.plain import PlainFamily, Values
 from ztunnel_trio.observe.metrics.process import LoopWatch, ProcessAndLoop, Worked
 from ztunnel_trio.observe.metrics.series import SeriesLimits, SeriesTable
@@ -18,6 +19,7 @@ from ztunnel_trio.observe.metrics.tally import Tally
 from ztunnel_trio.observe.metrics.traffic import Scrape, Series, TrafficSeries
 
 SWEEP_SECONDS: Final = 60.0
+MANY_GONE: Final = 2000  # label sets; some 10 MiB
 KEPT_APART: Final = frozenset(
     {families.OPENED, families.CLOSED, families.RECEIVED, families.SENT, families.FAILED}
     | {families.ON_DEMAND_DNS, families.DNS_REQUESTS, families.DNS_UPSTREAM_REQUESTS}
@@ -80,8 +82,9 @@ class Metrics:
         """Let idle series go, for ever."""
         while True:
             await trio.sleep(SWEEP_SECONDS)
-            for table in self._tables.values():
-                await table.sweep()
+            gone = sum([await table.sweep() for table in self._tables.values()])
+            if gone >= MANY_GONE:
+                await trio.to_thread.run_sync(give_back)
 
     def watch_loop(self, tell: Callable[[Worked], bool] = lambda _: False) -> None:
         """Count the loop's sleeps from now on; call once, inside `trio.run`.

@@ -3,13 +3,12 @@
 Theory of operation. What is counted for one set of labels is one object, whatever number of families shows
 it: its families come and go together, as dashboards subtract them. A label set that has not moved for
 `idle_seconds` and is not in use leaves with the next `sweep`. A table that is full, by number or by bytes,
-first gives up who has been idle for `spare_seconds`, looking at the longest unused; where there is nobody,
-the event is counted on one overflow series, whose labels but the first `fixed` are `overflow`. So a flood of
+first gives up who has been idle for `spare_seconds`, looking at some in turn; where there is nobody, the
+event is counted on one overflow series, whose labels but the first `fixed` are `overflow`. So a flood of
 names costs its own series only: what is known keeps counting. Values longer than `LONGEST_LABEL` are cut.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -29,7 +28,7 @@ class SeriesLimits:
 
     most: int = 20_000
     most_bytes: int = 96 << 20
-    idle_seconds: float = 3600.0
+    idle_seconds: float = 900.0
     spare_seconds: float = 300.0
 
 
@@ -48,7 +47,7 @@ S = TypeVar("S", bound=Counted)
 
 
 class SeriesTable(Generic[S]):
-    """Label sets and what is counted of each, the longest unused first. `clock` is in seconds."""
+    """Label sets and what is counted of each. `clock` is in seconds."""
 
     def __init__(
         self,
@@ -62,7 +61,8 @@ class SeriesTable(Generic[S]):
         self._clock = clock
         self._limits = limits
         self._fixed = fixed
-        self._series: OrderedDict[tuple[str, ...], S] = OrderedDict()
+        self._series: dict[tuple[str, ...], S] = {}  # hashed once a use: a key has 26 strings
+        self._hand: Iterator[tuple[str, ...]] = iter(())  # over who may be given up next
         self._overflow: dict[tuple[str, ...], S] = {}
         self._bytes = 0
         self.overflowed = 0
@@ -75,8 +75,6 @@ class SeriesTable(Generic[S]):
         series = self._series.get(labels)
         if series is None:
             series = self._add(labels)
-        else:
-            self._series.move_to_end(labels)
         series.touched_at = self._clock()
         return series
 
@@ -102,14 +100,17 @@ class SeriesTable(Generic[S]):
         return found
 
     def _spare_one(self) -> bool:
-        """Forget one that nobody has used for a while; whether there was one."""
+        """Forget one that nobody has used for a while; whether a few looks found one."""
         limit = self._clock() - self._limits.spare_seconds
         for _ in range(min(LOOK_AT, len(self._series))):
-            labels, series = next(iter(self._series.items()))
-            if not series.is_in_use and series.touched_at <= limit:
+            labels = next(self._hand, None)
+            if labels is None:
+                self._hand = iter(list(self._series))
+                labels = next(self._hand)
+            series = self._series.get(labels)
+            if series is not None and not series.is_in_use and series.touched_at <= limit:
                 self._forget(labels)
                 return True
-            self._series.move_to_end(labels)
         return False
 
     def _forget(self, labels: tuple[str, ...]) -> None:
@@ -124,12 +125,16 @@ class SeriesTable(Generic[S]):
             if series is not None and not series.is_in_use and series.touched_at < limit:
                 self._forget(labels)
 
-    async def sweep(self) -> None:
-        """Forget who has been idle for too long, letting others run in between."""
+    async def sweep(self) -> int:
+        """Forget who has been idle for too long, letting others run in between; how many those were."""
         labels = list(self._series)
         for start in range(0, len(labels), SWEPT_AT_ONCE):
             self.expire(labels[start : start + SWEPT_AT_ONCE])
             await trio.lowlevel.checkpoint()
+        self._hand = iter(())  # it holds on to the labels of who is gone
+        if len(self._series) < len(labels) // 2:
+            self._series = dict(self._series)  # one that had more keys keeps their room
+        return max(0, len(labels) - len(self._series))
 
     def every(self) -> list[S]:
         """All there are now, those of overflow last."""

@@ -7,11 +7,14 @@ is read. Label text is rendered once a series.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from ztunnel_trio.observe.metrics.exposition import RenderedFamily, label_text
 from ztunnel_trio.observe.metrics.families import CLOSED, FAILED, OPENED, RECEIVED, SENT, Family
 from ztunnel_trio.observe.metrics.labels import FLAGS_AT, SUCCESS, TRAFFIC_LABELS
 from ztunnel_trio.observe.metrics.series import SeriesLimits, SeriesTable
+
+ROWS_AT_ONCE: Final = 1024  # looked at between two pieces of the text
 
 
 @dataclass(slots=True, eq=False)
@@ -81,13 +84,17 @@ class TrafficSeries:
         return series
 
 
+Counts = tuple[tuple[str, int], ...]
+"""By response flags."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """The numbers of one series, taken together."""
 
     series: Series
-    closed: dict[str, int]
-    failed: dict[str, int]
+    closed: Counts
+    failed: Counts
     received: int
     sent: int
 
@@ -105,23 +112,27 @@ class Scrape:
     def families(self) -> Iterator[RenderedFamily]:
         """The four that come together."""
         yield RenderedFamily(OPENED, self._opened())
-        yield RenderedFamily(
-            CLOSED, (sample(CLOSED, r, *one) for r in self._rows for one in r.closed.items())
-        )
-        yield RenderedFamily(RECEIVED, (sample(RECEIVED, r, SUCCESS, r.received) for r in self._rows))
-        yield RenderedFamily(SENT, (sample(SENT, r, SUCCESS, r.sent) for r in self._rows))
+        yield RenderedFamily(CLOSED, self._by_flags(CLOSED, lambda row: row.closed))
+        yield RenderedFamily(RECEIVED, (sample(RECEIVED, row, SUCCESS, row.received) for row in self._rows))
+        yield RenderedFamily(SENT, (sample(SENT, row, SUCCESS, row.sent) for row in self._rows))
 
     def failures(self) -> RenderedFamily:
         """The fifth, shown behind the on-demand lookups."""
-        return RenderedFamily(
-            FAILED, (sample(FAILED, r, *one) for r in self._rows for one in r.failed.items())
-        )
+        return RenderedFamily(FAILED, self._by_flags(FAILED, lambda row: row.failed))
+
+    def _by_flags(self, family: Family, counts: Callable[[Row], Counts]) -> Iterator[str]:
+        """A sample for each of a series' response flags: of most series, none."""
+        for number, row in enumerate(self._rows, start=1):
+            for flags, count in counts(row):
+                yield sample(family, row, flags, count)
+            if number % ROWS_AT_ONCE == 0:
+                yield ""
 
     def _opened(self) -> Iterator[str]:
         for series in self._every:
             received = series.received + sum([live.to_destination for live in series.live])
             sent = series.sent + sum([live.to_source for live in series.live])
-            row = Row(series, dict(series.closed), dict(series.failed), received, sent)
+            row = Row(series, tuple(series.closed.items()), tuple(series.failed.items()), received, sent)
             self._rows.append(row)
             yield sample(OPENED, row, SUCCESS, series.opened)
 
