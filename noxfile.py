@@ -142,6 +142,12 @@ def netns(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def hostile(session: nox.Session) -> None:
+    """What others get while a peer floods its tunnel, kind by kind; root. HOSTILE_SECONDS=10: longer."""
+    pytest(session, "tests/hostile", "-s")
+
+
+@nox.session(default=False)
 def h2spec(session: nox.Session) -> None:
     """HTTP/2 conformance of port 15008; root, and Go to build the tool."""
     if shutil.which("go") is None:

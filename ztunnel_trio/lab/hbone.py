@@ -92,12 +92,13 @@ def forwarding(host: Host, target: SocketAddress) -> Serve:
 
 @dataclass(slots=True, eq=False)
 class HboneServer:
-    """Ends HBONE on a host. `connects` tells what came, in order."""
+    """Ends HBONE on a host. `connects` tells what came, in order, and `tunnels` on which there were."""
 
     host: Host
     certificate: WorkloadCertificate
     handler: Serve
     connects: list[Connect] = field(default_factory=list)
+    tunnels: list[ServerTunnel] = field(default_factory=list)
     _contexts: TlsContexts = field(default_factory=TlsContexts)
     _engine: Engine = field(default_factory=lambda: Engine(in_front=False))
 
@@ -128,7 +129,9 @@ class HboneServer:
             with suppress(OSError, H2Failed, trio.BrokenResourceError):  # the connection's business
                 await self.handler(self._engine, request)
 
-        await ServerTunnel(self._engine, tls, TunnelSettings()).run(serve)
+        tunnel = ServerTunnel(self._engine, tls, TunnelSettings())
+        self.tunnels.append(tunnel)
+        await tunnel.run(serve)
 
 
 @dataclass(slots=True, eq=False)

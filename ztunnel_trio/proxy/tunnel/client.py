@@ -16,6 +16,7 @@ from ztunnel_trio.proxy.tunnel.connection import Abused, Connection
 from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
 from ztunnel_trio.proxy.tunnel.stream import H2Failed, TunnelStream
 from ztunnel_trio.wire.http2 import events as http2
+from ztunnel_trio.wire.http2.budgets import Excess
 from ztunnel_trio.wire.http2.compression import Field
 from ztunnel_trio.wire.http2.frames import LARGEST_STREAM_ID
 
@@ -74,6 +75,10 @@ class ClientTunnel:
     def loss(self) -> Loss:
         """Why the tunnel ended, once it has."""
         return self._connection.loss
+
+    def budget_peaks(self) -> dict[Excess, float]:
+        """How far the peer ever used each of its budgets, as a share of it."""
+        return self._connection.budget_peaks()
 
     @property
     def ended(self) -> trio.Event:

@@ -118,6 +118,10 @@ class Connection:
         """Whether new streams may be opened: alive, nobody leaves, stream ids left."""
         return self.state is State.OPEN and self._core.can_open
 
+    def budget_peaks(self) -> dict[Excess, float]:
+        """See `wire.http2.budgets.Budgets.peaks`."""
+        return self._core.budgets.peaks()
+
     def open(self, authority: str, headers: Sequence[Field]) -> TunnelStream:
         """Client: ask for a stream; `can_open`."""
         stream = self.streams.add(self._core.open_stream(authority, headers))

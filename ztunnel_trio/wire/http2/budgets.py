@@ -3,7 +3,7 @@
 A peer is authenticated and may still be hostile, or broken. What costs us processor time and moves no
 payload has a budget of its kind; whoever goes beyond is told ENHANCE_YOUR_CALM and is cut off. Payload has
 none: small DATA is honest traffic, served in turns. Each budget is at least four times what the busiest
-honest traffic we know needs (tests/scenario/test_honest_budgets.py).
+honest traffic we know needs (tests/netns/test_honest_budgets.py).
 
 A budget is a bucket: it holds `burst` and is refilled by `per_second`. Some grow with what we did ourselves:
 a WINDOW_UPDATE or a PING answers DATA that we sent, an acknowledgement something that we asked.
