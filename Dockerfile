@@ -1,6 +1,6 @@
 # The node proxy and nothing else: interpreter, libraries, package. image/assemble.py says what goes in and why.
 #
-#   docker build --build-arg VERSION=0.1.0 --build-arg REVISION=$(git rev-parse HEAD) --tag ztunnel-trio:0.1.0 .
+#   docker build --build-arg VERSION=0.2.0 --build-arg REVISION=$(git rev-parse HEAD) --tag ztunnel-trio:0.2.0 .
 #
 # Behind a package index of your own, hand in how pip finds it: --secret id=pip.conf,src=/etc/pip.conf (and, where that
 # file names one as /run/secrets/ca.crt, the index's root certificate: --secret id=ca.crt,src=FILE).

@@ -3,9 +3,11 @@
 import re
 import subprocess
 
+import click
 import pytest
 
 from tests.docs.blocks import ROOT, Block, blocks, pages
+from ztunnel_trio import cli
 
 EVERY = list(blocks())
 TESTED = {  # mark: the test that runs these blocks
@@ -47,6 +49,39 @@ def test_the_test_of_a_mark_runs_its_blocks(mark: str, test: str) -> None:
 
 def test_the_newcomers_commands_are_the_same_on_each_page() -> None:
     assert len({block.text for block in EVERY if block.mark == "test: newcomer"}) == 1
+
+
+def inline(pattern: str) -> list[str]:
+    """What the pages have in inline code and matches."""
+    return sorted(
+        {text for page in pages() for text in re.findall(f"`({pattern}[^`\n]*)`", page.read_text())}
+    )
+
+
+@pytest.mark.parametrize("command", inline(r"(?:\S*/)?nox -s "))
+def test_a_session_named_in_a_sentence_exists(command: str) -> None:
+    words = command.partition(" -s ")[2].partition(" -- ")[0].split()
+
+    assert words
+    assert set(words) <= SESSIONS | {"X"}
+
+
+@pytest.mark.parametrize("command", inline(r"(?:\S*/)?ztunnel-trio "))
+def test_a_command_named_in_a_sentence_exists(command: str) -> None:
+    words = [word for word in command.split()[1:] if not word.startswith("-")]
+    known: click.Command = cli.commands
+    for word in words:
+        if not isinstance(known, click.Group):
+            break
+        assert word in known.commands or word in ("proxy", "version", "help"), command
+        known = known.commands.get(word, known)
+
+
+def test_a_page_with_commands_for_a_cluster_says_so() -> None:
+    for page in pages():
+        text = page.read_text()
+        if re.search(r"`(?:kubectl|helm|istioctl) \w+ [^`]+`", text):
+            assert "needs a cluster" in text or "a cluster" in text, page
 
 
 def test_commands_stand_in_sh_blocks_only() -> None:
