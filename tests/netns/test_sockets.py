@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -414,6 +415,7 @@ def test_each_thread_returns_to_its_own_namespace(pod: Netns) -> None:
 
 def test_sockets_made_ahead_are_of_the_pod_and_end_with_it(pod: Netns) -> None:
     factory = SocketFactory(pod, SETTINGS)
+    gc.collect()  # what earlier tests left open
     before = len(os.listdir("/dev/fd"))
     taken = [factory.tcp(socket.AF_INET) for _ in range(1 + 2 + 4 + 1)]
     assert len(os.listdir("/dev/fd")) == before + 1 + 2 + 4 + 8
