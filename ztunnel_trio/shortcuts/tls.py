@@ -5,14 +5,18 @@
 *Rests on* `SSLSocket._sslobj`, a `_ssl._SSLSocket` with `read(most, buffer)` and `write(bytes)`, there from
 the wrapping of a connected socket on. Not documented; in CPython since 3.2. What the methods around it add
 is not needed: a closed socket is told from `OSError` by the caller, and `suppress_ragged_eofs` is off.
+
+The chain that OpenSSL verified is that object's as well before CPython 3.13, which has a public method.
 """
 
 import socket
 import ssl
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
+_ENCODING_DER: Final = 2  # _ssl.ENCODING_DER: X509_FILETYPE_ASN1 of openssl/x509.h, SSL_FILETYPE_ASN1
 Bytes = bytes | bytearray | memoryview
 Read = Callable[[int, memoryview], int]
 Write = Callable[[Bytes], int]
@@ -41,6 +45,22 @@ def plain(sock: ssl.SSLSocket) -> Reading:
 def short(sock: ssl.SSLSocket) -> Reading:
     """The object inside it."""
     return cast("Reading", sock._sslobj)  # type: ignore[attr-defined]
+
+
+class _Certificate(Protocol):
+    def public_bytes(self, encoding: int, /) -> bytes: ...
+
+
+class _HasChain(Protocol):
+    def get_verified_chain(self) -> Sequence[_Certificate]: ...
+
+
+def verified_chain(tls: ssl.SSLSocket | ssl.SSLObject) -> tuple[bytes, ...]:
+    """The path OpenSSL verified, as DER, the peer's own certificate first."""
+    if sys.version_info >= (3, 13):
+        return tuple(tls.get_verified_chain())
+    inside = cast("_HasChain", tls._sslobj)  # type: ignore[union-attr]
+    return tuple(each.public_bytes(_ENCODING_DER) for each in inside.get_verified_chain())
 
 
 @cache

@@ -4,14 +4,18 @@ OpenSSL takes the first root of the issuer's name for the issuer. Istio's self-s
 name, and without key identifiers in the chain only the signature tells them apart.
 """
 
+import logging
 import ssl
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol, cast
+from collections.abc import Sequence
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from ztunnel_trio.net.tls.failures import TlsMisconfigured
+from ztunnel_trio.shortcuts.tls_messages import Connection, watch
+
+log = logging.getLogger("ztunnel::tls")
 
 TLS13_WIRE_VERSION: Final = 0x0304  # RFC 8446 4.2.1
 CERTIFICATE_MESSAGE: Final = 11  # RFC 8446 4
@@ -19,12 +23,6 @@ HANDSHAKE: Final = 22  # RFC 8446 5.1, ContentType
 # OpenSSL 3.2's ssl.h, SSL_OP_NO_RX_CERTIFICATE_COMPRESSION; an older one never asks for compressed ones.
 NO_COMPRESSED_CERTIFICATES: Final = ssl.Options(1 << 33)
 MOST_PRESENTED: Final = 16  # certificates of a peer's chain that are looked at
-
-Connection = ssl.SSLSocket | ssl.SSLObject
-
-
-class _HasMessageCallback(Protocol):
-    _msg_callback: Callable[[Connection, str, int, int, int, bytes], None]
 
 
 def namesakes(roots: Sequence[bytes]) -> dict[bytes, frozenset[bytes]]:
@@ -46,11 +44,10 @@ def _subject(der: bytes) -> bytes:
 def choose_context_by_chain(context: ssl.SSLContext, by_root: dict[bytes, ssl.SSLContext]) -> None:
     """Have `context` hand a handshake to the context of the root that really signed the peer's chain.
 
-    CPython's message callback (private, for debugging, unchanged since 3.8) sees the Certificate message
-    before OpenSSL acts on it; a connection's trust is its context's, so setting another context there
-    is enough. The callback stays on the connection and costs it two calls a record, which is why only
-    bundles with namesakes get one. It decides nothing: without a match OpenSSL refuses as ever. Peers are not
-    to compress certificates (RFC 8879), which would be seen compressed here.
+    The Certificate message is seen before OpenSSL acts on it (`shortcuts.tls_messages`); a connection's trust
+    is its context's, so setting another context there is enough. To watch costs each connection two calls a
+    record, which is why only bundles with namesakes are. It decides nothing: without a match OpenSSL refuses
+    as ever. Peers are not to compress certificates (RFC 8879), which would be seen compressed here.
     """
     context.options |= NO_COMPRESSED_CERTIFICATES
     roots = {root: x509.load_der_x509_certificate(root) for root in by_root}
@@ -68,7 +65,8 @@ def choose_context_by_chain(context: ssl.SSLContext, by_root: dict[bytes, ssl.SS
                     tls.context = by_root[root]
                     return
 
-    cast("_HasMessageCallback", context)._msg_callback = choose
+    if not watch(context, choose):
+        log.warning("roots of one name: only the first of them is trusted with this Python")
 
 
 def _is_self_issued(certificate: x509.Certificate) -> bool:

@@ -5,15 +5,15 @@ The dialling side wants one of the identities it expects, the accepting side its
 
 import logging
 import ssl
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, cast
+from typing import cast
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.model.ending import Ending, OtherTrustDomain, PeerUnexpected, TlsCause, TlsRefused
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.tls.failures import TlsFailed
+from ztunnel_trio.shortcuts.tls import verified_chain
 
 log = logging.getLogger("ztunnel::tls::workload")
 
@@ -66,7 +66,7 @@ def proven_peer(tls: Finished) -> TlsPeer:
         raise TlsFailed(TlsRefused(TlsCause.UNREADABLE_NAMES)) from error
     names = [cast("str", name[1]) for name in certificate.get("subjectAltName", ()) if name[0] == "URI"]
     identities = tuple(_identities(names))
-    return TlsPeer(identities=identities, leaf_der=leaf_der, chain_der=_verified_chain(tls))
+    return TlsPeer(identities=identities, leaf_der=leaf_der, chain_der=verified_chain(tls))
 
 
 def _identities(names: Sequence[str]) -> Iterator[SpiffeId]:
@@ -75,24 +75,3 @@ def _identities(names: Sequence[str]) -> Iterator[SpiffeId]:
             yield SpiffeId.parse(name)
         except PeerBrokeProtocol as error:
             log.warning("SAN %s could not be parsed: %s", name, error)
-
-
-class _Certificate(Protocol):
-    def public_bytes(self, encoding: int, /) -> bytes: ...
-
-
-class _HasChain(Protocol):
-    """What `ssl.SSLSocket` and `ssl.SSLObject` wrap: `_ssl._SSLSocket`."""
-
-    def get_verified_chain(self) -> Sequence[_Certificate]: ...
-
-
-_ENCODING_DER: Final = 2  # _ssl.ENCODING_DER: X509_FILETYPE_ASN1 of openssl/x509.h, SSL_FILETYPE_ASN1
-
-
-def _verified_chain(tls: Finished) -> tuple[bytes, ...]:
-    """The path OpenSSL verified, as DER. Public from Python 3.13 on; before, the wrapped object has it."""
-    if sys.version_info >= (3, 13):
-        return tuple(tls.get_verified_chain())
-    wrapped = cast("_HasChain", tls._sslobj)  # type: ignore[union-attr]  # private
-    return tuple(each.public_bytes(_ENCODING_DER) for each in wrapped.get_verified_chain())
