@@ -38,6 +38,20 @@ def test_the_picture_of_the_nursery_tree_is_that_of_the_page() -> None:
     assert nursery_picture.PICTURE.read_text() == nursery_picture.picture(nursery_picture.PAGE.read_text())
 
 
+def modules_named(text: str) -> list[str]:
+    """The modules of the package that a page names with dots: `net.relay`, `wire.http2.frames`."""
+    rooms = sorted(path.parent.name for path in (ROOT / "ztunnel_trio").glob("*/__init__.py"))
+    return sorted(set(re.findall(rf"\b(?:{'|'.join(rooms)})(?:\.[a-z_0-9]+)+", text)))
+
+
+@pytest.mark.parametrize("name", modules_named(nursery_picture.PAGE.read_text()))
+def test_a_module_named_by_the_architecture_exists(name: str) -> None:
+    place = ROOT.joinpath("ztunnel_trio", *name.split("."))
+    is_module = place.with_suffix(".py").exists() or (place / "__init__.py").exists()
+
+    assert is_module or place.parent.with_suffix(".py").exists()  # the latter: something in a module
+
+
 def quoted(page: Path) -> list[str]:
     """The texts of the log that a page's tables quote: inline code with a blank in the first column."""
     cells = re.findall(r"^\| (`[^|]*`) \|", page.read_text(), re.MULTILINE)
