@@ -8,8 +8,8 @@ name); then every resource has changed and comes again. Meanwhile one connection
 trips of 100 bytes. Needs root or a user namespace.
 
 Holds of the event loop are the proxy's own (`event_loop_hold_seconds`): how long it worked before it looked
-at the network again. Waiting for a processor is the kernel's figure (`schedstat`): what of the round trips is
-the machine's. The peak is that of the phase.
+at the network again. CPU is that of the phase, of its round trips too. Waiting for a processor is the
+kernel's figure (`schedstat`): what of the round trips is the machine's. The peak is that of the phase.
 """
 
 import argparse
@@ -110,7 +110,6 @@ class Bench:
     def __init__(self, lab: Lab, node: Node, client: Pod, server: Pod) -> None:
         self.lab, self.node, self.client, self.server = lab, node, client, server
         self.figures: yardstick.Figures = {}
-        self.exchange_seconds = 0.0  # of CPU, when nothing else happens
 
     async def round_trips(self, seconds: float, found: dict[str, float]) -> None:
         command = in_host(
@@ -137,12 +136,9 @@ class Bench:
                     await self.lab.istiod.wait_for(partial(self.is_answered, mark))
         after, held = usage(pid), (await Holds.of(self.node)).since(holds)
         used = after["cpu"] - before["cpu"]
-        if change is None:
-            self.exchange_seconds = used / trips["n"]
-            found = {"CPU us/exchange": self.exchange_seconds * 1e6}
-        else:
-            found = {"CPU s but for traffic": used - self.exchange_seconds * trips["n"]}
-        found |= {
+        found = {
+            "CPU s": used,
+            "CPU us/exchange": used / trips["n"] * 1e6,
             "waited for CPU s": after["waited"] - before["waited"],
             "resident MiB": after["rss"],
             "peak MiB": after["peak"],
