@@ -19,7 +19,7 @@ from ztunnel_trio.build_info import BuildInfo
 from ztunnel_trio.config import Config, ProxyMode
 from ztunnel_trio.control.grpc import open_control_loop
 from ztunnel_trio.early_signals import ENDING
-from ztunnel_trio.inpod.agent import GATE_NAME, Agent, AgentSettings
+from ztunnel_trio.inpod.agent import GATE_NAME, AgentSettings, NodeAgentLink
 from ztunnel_trio.net.netns import check_privileges
 from ztunnel_trio.observe.log import get_logger
 from ztunnel_trio.shortcuts import collector
@@ -94,7 +94,7 @@ async def serve_proxies(parts: Parts) -> None:
             await workload_proxies.start_here(
                 OWN_UID, config.ztunnel_workload, is_own=True, begin=parts.mesh_arrived
             )
-        agent = Agent(
+        agent = NodeAgentLink(
             AgentSettings(path=Path(config.inpod_uds)),
             workload_proxies,
             parts.gates[GATE_NAME],

@@ -10,12 +10,16 @@ import yaml
 
 from tests.docs.blocks import ROOT, blocks
 from ztunnel_trio.observe.metrics import process
-from ztunnel_trio.observe.metrics.families import TABLE, Family, Kind
+from ztunnel_trio.observe.metrics.families import TABLE, Family, FamilyKind
 
 RULES = ROOT / "docs" / "alerts.yaml"
 PAGE = ROOT / "docs" / "alerts.md"
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-SAMPLES = {Kind.COUNTER: ["_total"], Kind.GAUGE: [""], Kind.HISTOGRAM: ["_bucket", "_sum", "_count"]}
+SAMPLES = {
+    FamilyKind.COUNTER: ["_total"],
+    FamilyKind.GAUGE: [""],
+    FamilyKind.HISTOGRAM: ["_bucket", "_sum", "_count"],
+}
 PROCESS = [value for value in vars(process).values() if isinstance(value, Family)]
 OF_PROMETHEUS = {"up"}
 # how the first sample of an alert has to look for it to fire within an hour, and after how long

@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.inpod.roster import (
-    Answer,
+    Acknowledge,
     CloseNetns,
     Connected,
     Disconnected,
     Ended,
+    EndProcess,
     Event,
-    GiveUp,
-    ProxyFailed,
     ProxyStarted,
     Reconnect,
     RequestUnreadable,
     RetryAfter,
     RetryDue,
     Roster,
+    StartFailed,
     StartProxy,
     StopProxy,
 )
@@ -161,19 +161,19 @@ class Shell:
                     assert not netns.closed
                     if works:
                         netns.taken_over, self.served[uid] = True, netns
-                    todo.extend(self.roster.receive(ProxyStarted(uid) if works else ProxyFailed(uid, "no")))
+                    todo.extend(self.roster.receive(ProxyStarted(uid) if works else StartFailed(uid, "no")))
                 case StopProxy(uid):
                     if (place := self.served.pop(uid, None)) is not None:
                         place.close()
                 case CloseNetns(netns):
                     assert not netns.taken_over
                     netns.close()
-                case Answer(error):
+                case Acknowledge(error):
                     answers.append(error)
                 case RetryAfter():
                     assert not self.retry_is_set, "one timer a connection"
                     self.retry_is_set = True
-                case Reconnect() | GiveUp():
+                case Reconnect() | EndProcess():
                     answers.append("!")
         return answers
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
-from ztunnel_trio.admin.places import Place, Places
+from ztunnel_trio.admin.places import ConnectionPlace, ConnectionPlaces
 from ztunnel_trio.net.listener import Accepted, Listener
 from ztunnel_trio.observe.log import Bare, get_logger
 
@@ -50,7 +50,7 @@ Pieces = Callable[[Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class HttpResponse:
     """An answer. A body of `Pieces` writes itself, piece by piece, and is sent as it comes."""
 
     status: int = 200
@@ -59,13 +59,13 @@ class Response:
     body: bytes | Pieces = b""
 
 
-def plain(status: int, text: str) -> Response:
+def plain(status: int, text: str) -> HttpResponse:
     """Plain text."""
-    return Response(status=status, content_type=TEXT, body=text.encode("utf-8", "replace"))
+    return HttpResponse(status=status, content_type=TEXT, body=text.encode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class HttpRequest:
     """A request's head; the target is split at its first `?`."""
 
     method: str
@@ -86,7 +86,7 @@ class Request:
         return [value for found, value in self.headers if found == name]
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +105,7 @@ class HttpServer:
     ) -> None:
         """Serve until `stop` is set and the last request is answered. Owns and closes the listeners."""
         about = {"address": Bare(self.listeners[0].address), "component": self.component}
-        places = Places(self.settings.most_connections)
+        places = ConnectionPlaces(self.settings.most_connections)
         try:
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
@@ -127,10 +127,10 @@ class HttpServer:
         for listener in self.listeners:
             listener.close()
 
-    async def _accept(self, listener: Listener, connections: trio.Nursery, places: Places) -> None:
+    async def _accept(self, listener: Listener, connections: trio.Nursery, places: ConnectionPlaces) -> None:
         while True:
             accepted = await listener.accept()
-            place: Place | None = None
+            place: ConnectionPlace | None = None
             try:
                 place = await places.take(accepted.peer.ip)
                 connections.start_soon(self._serve_one, accepted, places, place)
@@ -138,12 +138,12 @@ class HttpServer:
                 if place is None:
                     accepted.sock.close()
 
-    async def _serve_one(self, accepted: Accepted, places: Places, place: Place) -> None:
+    async def _serve_one(self, accepted: Accepted, places: ConnectionPlaces, place: ConnectionPlace) -> None:
         """Where a connection's failure stops travelling."""
         try:
             with place.scope:
                 async with open_stream(accepted.sock) as stream:
-                    await Connection(self, stream, place).run()
+                    await HttpConnection(self, stream, place).run()
         except* (OSError, trio.BrokenResourceError, trio.TooSlowError) as group:
             log.debug("connection ended: %s", group.exceptions[0])
         except* Exception as group:  # a bug: loud, and contained in this connection
@@ -151,16 +151,16 @@ class HttpServer:
         finally:
             places.leave(place)
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: HttpRequest) -> HttpResponse:
         """The handler's response; its failure is a 500 with the error's text."""
         handler = self.routes.get(request.path)
         if handler is None:
-            return Response(status=404)
+            return HttpResponse(status=404)
         try:
             return await handler(request)
         except Exception as error:  # noqa: BLE001  an operator's request must not end the server
             log.warning("failed to answer %s: %s", request.path, error)
-            return Response(status=500, body=str(error).encode("utf-8", "replace"))
+            return HttpResponse(status=500, body=str(error).encode("utf-8", "replace"))
 
     def waiting(self, deadline: float) -> trio.CancelScope:
         """The scope of one wait for a request; cancelled when its time is over or the server stops."""
@@ -175,10 +175,10 @@ def open_stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
-class Connection:
+class HttpConnection:
     """One connection: requests in, responses out, until one side has enough."""
 
-    def __init__(self, server: HttpServer, stream: trio.abc.Stream, place: Place) -> None:
+    def __init__(self, server: HttpServer, stream: trio.abc.Stream, place: ConnectionPlace) -> None:
         self._place = place
         self._server = server
         self._stream = stream
@@ -195,9 +195,9 @@ class Connection:
                 return
             self._http.start_next_cycle()
 
-    async def _next_request(self) -> Request | None:
+    async def _next_request(self) -> HttpRequest | None:
         """The next request with its body read away; None when there is none to answer."""
-        request: Request | None = None
+        request: HttpRequest | None = None
         size, deadline = 0, trio.current_time() + self._settings.head_seconds
         while True:
             try:
@@ -213,7 +213,7 @@ class Connection:
                 case h11.Request():
                     path, _, query = event.target.decode("latin-1").partition("?")
                     headers = [(name.decode(), value.decode("latin-1")) for name, value in event.headers]
-                    request = Request(event.method.decode(), path, query, headers)
+                    request = HttpRequest(event.method.decode(), path, query, headers)
                     deadline = trio.current_time() + self._settings.body_seconds
                 case h11.Data():
                     size += len(event.data)
@@ -245,7 +245,7 @@ class Connection:
             raise h11.RemoteProtocolError("illegal request line")
         return True
 
-    async def _respond(self, method: str, response: Response) -> None:
+    async def _respond(self, method: str, response: HttpResponse) -> None:
         status = HTTPStatus(response.status)
         headers = [("date", formatdate(usegmt=True)), *response.headers]
         if response.content_type is not None:

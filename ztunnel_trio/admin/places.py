@@ -30,7 +30,7 @@ def client_of(ip: IPAddress) -> Client:
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class ConnectionPlace:
     """One connection's place. `scope` is around all that is done for it."""
 
     client: Client
@@ -50,27 +50,27 @@ class Place:
         self.gives_way_at = inf
 
 
-class Places:
+class ConnectionPlaces:
     """A number of places, the oldest first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._taken: dict[Place, None] = {}
+        self._taken: dict[ConnectionPlace, None] = {}
         self._freed = trio.Event()
 
     def __len__(self) -> int:
         return len(self._taken)
 
-    async def take(self, ip: IPAddress) -> Place:
+    async def take(self, ip: IPAddress) -> ConnectionPlace:
         """A place for a newcomer, when there is one or somebody gives way."""
-        place = Place(client_of(ip))
+        place = ConnectionPlace(client_of(ip))
         while len(self._taken) >= self._most and not self._one_gives_way():
             with trio.move_on_after(STUCK_SECONDS / 4):
                 await self._freed.wait()
         self._taken[place] = None
         return place
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: ConnectionPlace) -> None:
         """The connection has ended. Doing it twice changes nothing."""
         if self._taken.pop(place, place) is None:
             freed, self._freed = self._freed, trio.Event()

@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from ztunnel_trio.admin.dump import ConfigDump
-from ztunnel_trio.admin.http import Handler, HttpServer, Request, Response, Send, plain
+from ztunnel_trio.admin.http import Handler, HttpRequest, HttpResponse, HttpServer, Send, plain
 from ztunnel_trio.errors import ConfigError
 from ztunnel_trio.net.listener import Listener
 from ztunnel_trio.observe.log import Filter, current_filter, get_logger, set_filter, startup_filter
@@ -47,12 +47,12 @@ def admin_server(
 ) -> HttpServer:
     """The admin server. `shut_down` asks for the drain and returns at once."""
 
-    async def config_dump(request: Request) -> Response:
-        return Response(content_type="application/json", body=await dump.begin())
+    async def config_dump(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(content_type="application/json", body=await dump.begin())
 
-    async def quit_now(request: Request) -> Response:
+    async def quit_now(request: HttpRequest) -> HttpResponse:
         if request.method != "POST":
-            return Response(status=405)
+            return HttpResponse(status=405)
         shut_down("received explicit shutdown signal")
         return plain(200, "shutdown now\n")
 
@@ -65,7 +65,7 @@ def admin_server(
     return HttpServer("admin", listeners, routes)
 
 
-async def index(request: Request) -> Response:
+async def index(request: HttpRequest) -> HttpResponse:
     """The page that lists the others."""
     rows = "".join(
         f'<tr class="home-row"><td><a href="{path}">{path}</a></td><td>{text}</td></tr>\n'
@@ -76,16 +76,16 @@ async def index(request: Request) -> Response:
         f"<thead><tr><th>Command</th><th>Description</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
         "</body></html>\n"
     )
-    return Response(content_type="text/html; charset=utf-8", body=page.encode())
+    return HttpResponse(content_type="text/html; charset=utf-8", body=page.encode())
 
 
-async def logging_level(request: Request) -> Response:
+async def logging_level(request: HttpRequest) -> HttpResponse:
     """Report or change the log filter: `level` adds to it, `reset` starts from the one at start."""
     if request.method != "POST":
         return plain(405, f"Invalid HTTP method\n{LOGGING_HELP}")
     current, at_start = current_filter(), startup_filter()
     if current is None or at_start is None:
-        return Response(status=500, body=b"logger is not initialized")
+        return HttpResponse(status=500, body=b"logger is not initialized")
     parameters = request.parameters()
     level, is_reset = parameters.get("level", ""), "reset" in parameters
     if level or is_reset:
@@ -107,7 +107,7 @@ def change_filter(chosen: Filter) -> None:
 def stats_server(listeners: Sequence[Listener], *, pieces: Callable[[], Iterator[bytes]]) -> HttpServer:
     """Metrics under both of their paths, with any method."""
 
-    async def metrics(request: Request) -> Response:
+    async def metrics(request: HttpRequest) -> HttpResponse:
         wants_openmetrics = any(
             item.partition(";")[0].lower() == "application/openmetrics-text"
             for value in request.all("accept")
@@ -119,7 +119,7 @@ def stats_server(listeners: Sequence[Listener], *, pieces: Callable[[], Iterator
     return HttpServer("stats", listeners, {"/metrics": metrics, "/stats/prometheus": metrics})
 
 
-async def compressed(pieces: Iterator[bytes], content_type: str, accepted: Sequence[str]) -> Response:
+async def compressed(pieces: Iterator[bytes], content_type: str, accepted: Sequence[str]) -> HttpResponse:
     """The body in the coding the client likes best among gzip, deflate and none.
 
     What is small is sent in one piece, the rest as it is made: others run between two pieces. Nothing
@@ -129,15 +129,15 @@ async def compressed(pieces: Iterator[bytes], content_type: str, accepted: Seque
     is_small, first = len(begun) < 2, b"".join(begun)
     headers: tuple[tuple[str, str], ...] = (("vary", "accept-encoding"),)
     if is_small and len(first) < SMALLEST_COMPRESSED:
-        return Response(content_type=content_type, body=first)
+        return HttpResponse(content_type=content_type, body=first)
     coding = choose_coding(accepted)
     status = 406 if coding is None else 200
     if coding is None or coding == "identity":
         body = first if is_small else PlainPieces(first, pieces).send_to
-        return Response(status=status, content_type=content_type, headers=headers, body=body)
+        return HttpResponse(status=status, content_type=content_type, headers=headers, body=body)
     headers += (("content-encoding", coding),)
     body = compress(coding, first) if is_small else CompressedPieces(coding, first, pieces).send_to
-    return Response(content_type=content_type, headers=headers, body=body)
+    return HttpResponse(content_type=content_type, headers=headers, body=body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +218,9 @@ def parse_weight(parameters: str) -> float | None:
 def readiness_server(listeners: Sequence[Listener], *, readiness: Readiness) -> HttpServer:
     """Whether the process is ready, and if not, for what it waits."""
 
-    async def ready(request: Request) -> Response:
+    async def ready(request: HttpRequest) -> HttpResponse:
         if request.method != "GET":
-            return Response(status=405)
+            return HttpResponse(status=405)
         if readiness.is_ready:
             return plain(200, "ready\n")
         return plain(500, f"not ready, pending: {', '.join(readiness.pending())}\n")

@@ -51,7 +51,7 @@ class CrlSettings:
 
 
 @dataclass(slots=True, eq=False)
-class Registration:
+class WatchedConnection:
     """One watched connection; `release` it when it ends."""
 
     _keeper: "CrlKeeper"
@@ -79,7 +79,7 @@ class CrlKeeper:
         self._is_late = False
         self._metrics = metrics
         self._settings = settings or CrlSettings()
-        self._registered: dict[Registration, Path] = {}
+        self._registered: dict[WatchedConnection, Path] = {}
         self._seen: tuple[int, ...] | None = None
         self.revocations = Revocations()
         self.generation = 0
@@ -128,11 +128,11 @@ class CrlKeeper:
 
     def register(
         self, chain_der: Sequence[bytes], on_revoked: Callable[[], None], *, reporter: Reporter
-    ) -> Registration:
+    ) -> WatchedConnection:
         """Watch an established connection. `on_revoked` is called at most once, from `register` itself if a
         list already names it; it must not block.
         """
-        registration = Registration(self, reporter, on_revoked)
+        registration = WatchedConnection(self, reporter, on_revoked)
         try:
             path = Path.parse(chain_der)
         except PeerBrokeProtocol as error:
@@ -183,7 +183,7 @@ class CrlKeeper:
             if number % _CHECKS_AT_ONCE == _CHECKS_AT_ONCE - 1:
                 await trio.lowlevel.checkpoint()
 
-    def _revoke(self, registration: Registration) -> None:
+    def _revoke(self, registration: WatchedConnection) -> None:
         registration.release()
         self._metrics.crl_rejection(registration.reporter)
         registration.on_revoked()

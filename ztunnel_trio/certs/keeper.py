@@ -42,7 +42,7 @@ from ztunnel_trio.certs.entries import (
     state_text,
 )
 from ztunnel_trio.certs.provider import CertificateProvider, Pending, Withdrawn
-from ztunnel_trio.certs.turns import Priority, Turn, Turns
+from ztunnel_trio.certs.turns import FetchTurn, FetchTurns, Priority
 from ztunnel_trio.certs.worker import Worker
 from ztunnel_trio.decide.renew import (
     FETCHING,
@@ -102,7 +102,7 @@ class Keeper:
         self._tell_skew = tell_skew
         self._entries: dict[CertificateKey, Entry] = {}
         self._workers: dict[CertificateKey, Worker] = {}
-        self._turns = Turns(self._settings.fetches_at_once)
+        self._turns = FetchTurns(self._settings.fetches_at_once)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -298,7 +298,7 @@ class Keeper:
         worker.rest = None
 
     async def _fetch(
-        self, key: CertificateKey, worker: Worker, turn: Turn
+        self, key: CertificateKey, worker: Worker, turn: FetchTurn
     ) -> WorkloadCertificate | Unavailable:
         """One fetch in its turn, or its failure."""
         try:

@@ -15,14 +15,14 @@ class Priority(IntEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class FetchTurn:
     """One fetch's place, or its wait for one."""
 
     priority: Priority
     has_come: trio.Event = field(default_factory=trio.Event)
 
 
-class Turns:
+class FetchTurns:
     """A limited number of places, given to the most urgent in line, by order of joining."""
 
     __slots__ = ("_free", "_in_line")
@@ -30,11 +30,11 @@ class Turns:
     def __init__(self, places: int) -> None:
         assert places > 0
         self._free = places
-        self._in_line: dict[Turn, None] = {}
+        self._in_line: dict[FetchTurn, None] = {}
 
-    def join(self, priority: Priority) -> Turn:
+    def join(self, priority: Priority) -> FetchTurn:
         """Stand in line. Every join needs its `leave`."""
-        turn = Turn(priority)
+        turn = FetchTurn(priority)
         if self._free:
             self._free -= 1
             turn.has_come.set()
@@ -42,7 +42,7 @@ class Turns:
             self._in_line[turn] = None
         return turn
 
-    def leave(self, turn: Turn) -> None:
+    def leave(self, turn: FetchTurn) -> None:
         """Give the place back, or leave the line."""
         if turn in self._in_line:
             del self._in_line[turn]

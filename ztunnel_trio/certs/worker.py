@@ -6,7 +6,7 @@ from datetime import datetime
 import trio
 
 from ztunnel_trio.certs.entries import Entry, lifetime_of
-from ztunnel_trio.certs.turns import Turn
+from ztunnel_trio.certs.turns import FetchTurn
 from ztunnel_trio.model.certificate import WorkloadCertificate
 
 
@@ -15,7 +15,7 @@ class Worker:
     """The task that serves a key. `entry` is None when it was forgotten during a fetch."""
 
     entry: Entry | None
-    turn: Turn | None  # while in line for a place or holding one
+    turn: FetchTurn | None  # while in line for a place or holding one
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     is_fetching: bool = False
     newest: WorkloadCertificate | None = None

@@ -24,22 +24,22 @@ import trio
 
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.inpod.roster import (
+    Acknowledge,
     Action,
-    Answer,
     CloseNetns,
     Connected,
     Disconnected,
     Ended,
+    EndProcess,
     Event,
-    GiveUp,
     NamespaceUnusable,
-    ProxyFailed,
     ProxyStarted,
     Reconnect,
     RequestUnreadable,
     RetryAfter,
     RetryDue,
     Roster,
+    StartFailed,
     StartProxy,
     StopProxy,
 )
@@ -102,7 +102,7 @@ class _AnnouncementFailed(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Agent:
+class NodeAgentLink:
     """Serves one agent for ever. `run` may be called once."""
 
     settings: AgentSettings
@@ -253,7 +253,7 @@ class Agent:
         todo = deque(actions)
         goes_on = True
         lost: OSError | None = None
-        give_up: GiveUp | None = None
+        give_up: EndProcess | None = None
         try:
             while todo:
                 match todo.popleft():
@@ -263,7 +263,7 @@ class Agent:
                         await self._wait_gone(uid, due_at)
                     case CloseNetns(netns):
                         netns.close()
-                    case Answer(error):
+                    case Acknowledge(error):
                         try:
                             await packets.send(zds.ack(error))
                         except OSError as broken:
@@ -272,7 +272,7 @@ class Agent:
                         self._retry_at = trio.current_time() + seconds
                     case Reconnect():
                         goes_on = False
-                    case GiveUp() as give_up:
+                    case EndProcess() as give_up:
                         pass
         finally:
             self._close_namespaces(list(todo))
@@ -285,7 +285,7 @@ class Agent:
             raise lost
         return goes_on
 
-    async def _start(self, start: StartProxy[Netns], due_at: float) -> ProxyStarted | ProxyFailed:
+    async def _start(self, start: StartProxy[Netns], due_at: float) -> ProxyStarted | StartFailed:
         if not start.is_retry:
             fields = {"uid": start.uid, "name": start.info.name, "namespace": start.info.namespace}
             pod_log.info("pod received, starting proxy", extra={"fields": fields})
@@ -303,7 +303,7 @@ class Agent:
             "failed to start proxy",
             extra={"fields": {"uid": start.uid, "name": start.info.name, "error": failure}},
         )
-        return ProxyFailed(start.uid, failure)
+        return StartFailed(start.uid, failure)
 
     async def _wait_gone(self, uid: str, due_at: float) -> None:
         """Wait for a proxy that was ended to be gone, while the agent still waits for the answer."""

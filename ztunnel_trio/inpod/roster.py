@@ -78,7 +78,7 @@ class ProxyStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class ProxyFailed:
+class StartFailed:
     """Completes `StartProxy`: nothing runs, and the namespace is still the roster's."""
 
     uid: str
@@ -99,7 +99,7 @@ Event = (
     | RequestUnreadable
     | NamespaceUnusable
     | ProxyStarted
-    | ProxyFailed
+    | StartFailed
     | RetryDue
 )
 
@@ -132,7 +132,7 @@ class CloseNetns(Generic[N]):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Acknowledge:
     """Acknowledge the request in hand; empty is success."""
 
     error: str = ""
@@ -151,13 +151,13 @@ class Reconnect:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class EndProcess:
     """The agent speaks another protocol than we do: end the process."""
 
     text: str
 
 
-Action = StartProxy[N] | StopProxy | CloseNetns[N] | Answer | RetryAfter | Reconnect | GiveUp
+Action = StartProxy[N] | StopProxy | CloseNetns[N] | Acknowledge | RetryAfter | Reconnect | EndProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +202,14 @@ class Roster(Generic[N]):
                 if self.has_snapshot:
                     return _mismatch("pod keep received after snapshot")
                 self.named.add(uid)
-                return [Answer()]
+                return [Acknowledge()]
             case PodDeleted(uid):
                 return self._pod_deleted(uid)
             case SnapshotSent():
                 return self._snapshot_sent()
             case ProxyStarted(uid):
                 return self._proxy_started(self._completed(uid))
-            case ProxyFailed(uid, text):
+            case StartFailed(uid, text):
                 return self._proxy_failed(self._completed(uid), text)
             case RetryDue():
                 self._retry_is_set = False
@@ -218,9 +218,9 @@ class Roster(Generic[N]):
             case NamespaceUnusable(uid, text):
                 if not self.has_snapshot:
                     self.named.add(uid)
-                return [Answer(f"failure to start proxy : {text}")]
+                return [Acknowledge(f"failure to start proxy : {text}")]
             case RequestUnreadable(text):
-                return [Answer(f"failure to read message : {text}"), Reconnect()]
+                return [Acknowledge(f"failure to read message : {text}"), Reconnect()]
             case Disconnected():
                 self.has_snapshot = False
                 return []
@@ -238,7 +238,7 @@ class Roster(Generic[N]):
             self.named.add(uid)
         served = self.running.get(uid)
         if served is not None and served.netns_key == netns.key:
-            return [CloseNetns(netns), Answer()]  # the agent repeats itself after a reconnect
+            return [CloseNetns(netns), Acknowledge()]  # the agent repeats itself after a reconnect
         stop: list[Action[N]] = [] if served is None else [self._stop(uid)]
         return [*stop, self._start(StartProxy(uid, info, netns))]  # no answer yet: ports must be bound first
 
@@ -251,7 +251,7 @@ class Roster(Generic[N]):
         waiting = self.pending.pop(uid, None)
         if waiting is not None:
             actions += [StopProxy(uid), CloseNetns(waiting.netns)]
-        return [*actions, Answer()]
+        return [*actions, Acknowledge()]
 
     def _snapshot_sent(self) -> list[Action[N]]:
         if self.has_snapshot:
@@ -259,7 +259,7 @@ class Roster(Generic[N]):
         self.has_snapshot = True
         gone = [uid for uid in self.running if uid not in self.named]
         self.named.clear()
-        return [*(self._stop(uid) for uid in gone), Answer()]
+        return [*(self._stop(uid) for uid in gone), Acknowledge()]
 
     def _proxy_started(self, start: StartProxy[N]) -> list[Action[N]]:
         self.running[start.uid] = Running(start.info, start.netns.key)
@@ -302,9 +302,9 @@ class Roster(Generic[N]):
         return actions
 
 
-def _answer(start: StartProxy[N], error: str) -> list[Answer]:
-    return [] if start.is_retry else [Answer(error)]
+def _answer(start: StartProxy[N], error: str) -> list[Acknowledge]:
+    return [] if start.is_retry else [Acknowledge(error)]
 
 
 def _mismatch(text: str) -> list[Action[N]]:
-    return [Answer(f"failure to process message : {text}"), GiveUp(text)]
+    return [Acknowledge(f"failure to process message : {text}"), EndProcess(text)]

@@ -10,37 +10,37 @@ from trio.testing import memory_stream_pair
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.admin.http import (
-    Connection,
     Handler,
+    HttpConnection,
+    HttpRequest,
+    HttpResponse,
     HttpServer,
     HttpSettings,
-    Request,
-    Response,
     could_be_http,
     plain,
 )
-from ztunnel_trio.admin.places import Place
+from ztunnel_trio.admin.places import ConnectionPlace
 from ztunnel_trio.model.address import SocketAddress
 from ztunnel_trio.net.sockets import SocketFactory, SocketSettings
 
-PLACE = Place(IPv4Address("127.0.0.1"))
+PLACE = ConnectionPlace(IPv4Address("127.0.0.1"))
 ANYWHERE = SocketAddress(IPv4Address("127.0.0.1"), 0)
 
 
-async def hello(request: Request) -> Response:
+async def hello(request: HttpRequest) -> HttpResponse:
     return plain(200, f"hello {request.query}\n")
 
 
-async def broken(request: Request) -> Response:
+async def broken(request: HttpRequest) -> HttpResponse:
     raise ValueError("cannot serialise")
 
 
-async def pieces(request: Request) -> Response:
+async def pieces(request: HttpRequest) -> HttpResponse:
     async def body(send: Callable[[bytes], Awaitable[None]]) -> None:
         for piece in (b"one ", b"", b"two"):
             await send(piece)
 
-    return Response(content_type="text/plain", body=body)
+    return HttpResponse(content_type="text/plain", body=body)
 
 
 ROUTES: dict[str, Handler] = {"/hello": hello, "/broken": broken, "/pieces": pieces}
@@ -57,7 +57,7 @@ async def talk(*chunks: bytes, settings: HttpSettings | None = None) -> str:
 
     async def serve() -> None:
         async with theirs:
-            await Connection(idle_server(settings), theirs, PLACE).run()
+            await HttpConnection(idle_server(settings), theirs, PLACE).run()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
@@ -80,7 +80,7 @@ GET = b"GET /hello?a HTTP/1.1\r\nHost: x\r\n\r\n"
 async def test_a_request_gets_its_answer_with_a_date() -> None:
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Connection(idle_server(), theirs, PLACE).run)
+        nursery.start_soon(HttpConnection(idle_server(), theirs, PLACE).run)
         await ours.send_all(GET)
         answer = await ours.receive_some(10000)
         while b"hello a" not in answer:
@@ -200,7 +200,7 @@ async def test_what_trickles_in_has_one_deadline_for_all_of_it(begun: bytes, sec
 
     async def serve() -> None:
         async with theirs:
-            await Connection(idle_server(), theirs, PLACE).run()
+            await HttpConnection(idle_server(), theirs, PLACE).run()
         nursery.cancel_scope.cancel()
 
     began = trio.current_time()
@@ -222,7 +222,7 @@ async def test_a_reader_that_takes_nothing_is_given_up() -> None:
     began = trio.current_time()
 
     with pytest.raises(trio.TooSlowError):
-        await Connection(idle_server(), trio.StapledStream(send_stream, theirs_in), PLACE).run()
+        await HttpConnection(idle_server(), trio.StapledStream(send_stream, theirs_in), PLACE).run()
 
     assert trio.current_time() - began == pytest.approx(30)
     await receive_stream.aclose()
@@ -263,7 +263,7 @@ async def test_it_is_announced_with_its_address(caplog: pytest.LogCaptureFixture
 async def test_stopping_closes_the_port_and_idle_connections_but_finishes_requests() -> None:
     begun, go_on = trio.Event(), trio.Event()
 
-    async def slow(request: Request) -> Response:
+    async def slow(request: HttpRequest) -> HttpResponse:
         begun.set()
         await go_on.wait()
         return plain(200, "done")
@@ -304,7 +304,7 @@ async def test_who_waits_gives_way_to_a_newcomer_the_oldest_first() -> None:
 async def test_what_is_being_answered_gives_way_to_nobody() -> None:
     begun, go_on = trio.Event(), trio.Event()
 
-    async def slow(request: Request) -> Response:
+    async def slow(request: HttpRequest) -> HttpResponse:
         begun.set()
         await go_on.wait()
         return plain(200, "done")
@@ -380,6 +380,6 @@ def test_a_beginning_that_cannot_become_a_request_is_seen(head: bytes, *, possib
 
 
 def test_of_a_repeated_parameter_the_last_one_counts() -> None:
-    request = Request("POST", "/logging", "level=access=debug,info&reset&x=1&x=a+b%20c", [])
+    request = HttpRequest("POST", "/logging", "level=access=debug,info&reset&x=1&x=a+b%20c", [])
 
     assert request.parameters() == {"level": "access=debug,info", "reset": "", "x": "a b c"}

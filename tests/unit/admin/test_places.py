@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from tests.fakes.trio_test import trio_test
-from ztunnel_trio.admin.places import STUCK_SECONDS, Places, client_of
+from ztunnel_trio.admin.places import STUCK_SECONDS, ConnectionPlaces, client_of
 from ztunnel_trio.model.address import IPAddress
 
 FIRST, SECOND, THIRD = (IPv4Address(f"10.0.0.{number}") for number in (1, 2, 3))
@@ -27,7 +27,7 @@ def test_a_client_is_an_address_or_a_network_of_64_bits(one: IPAddress, other: I
 
 @trio_test
 async def test_the_client_with_the_most_places_gives_up_its_oldest() -> None:
-    places = Places(3)
+    places = ConnectionPlaces(3)
     other = await places.take(SECOND)
     greedy = [await places.take(FIRST) for _ in range(2)]
 
@@ -39,7 +39,7 @@ async def test_the_client_with_the_most_places_gives_up_its_oldest() -> None:
 
 @trio_test(autojump=True)
 async def test_a_reader_that_is_stuck_gives_way_after_a_second() -> None:
-    places = Places(1)
+    places = ConnectionPlaces(1)
     reader = await places.take(FIRST)
     reader.wait_for_reader()
     began = trio.current_time()
@@ -52,7 +52,7 @@ async def test_a_reader_that_is_stuck_gives_way_after_a_second() -> None:
 
 @trio_test(autojump=True)
 async def test_a_place_that_is_left_is_free_at_once() -> None:
-    places = Places(1)
+    places = ConnectionPlaces(1)
     busy = await places.take(FIRST)
     busy.work()
     async with trio.open_nursery() as nursery:

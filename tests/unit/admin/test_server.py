@@ -9,16 +9,16 @@ import trio
 
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.admin.dump import ConfigDump, Whole
-from ztunnel_trio.admin.http import HttpServer, Request, Response
+from ztunnel_trio.admin.http import HttpRequest, HttpResponse, HttpServer
 from ztunnel_trio.admin.server import admin_server, choose_coding, readiness_server, stats_server
 from ztunnel_trio.observe.log import configure, unconfigure
 from ztunnel_trio.observe.log.filter import ALWAYS
 from ztunnel_trio.supervise.readiness import Readiness
 
 
-def request(path: str, method: str = "GET", headers: list[tuple[str, str]] | None = None) -> Request:
+def request(path: str, method: str = "GET", headers: list[tuple[str, str]] | None = None) -> HttpRequest:
     found, _, query = path.partition("?")
-    return Request(method, found, query, headers or [])
+    return HttpRequest(method, found, query, headers or [])
 
 
 class Admin:
@@ -29,7 +29,7 @@ class Admin:
         dump = ConfigDump({"config": Whole(lambda: {"b": 1, "a": 2})})
         self.server = admin_server([], dump=dump, shut_down=self.reasons.append)
 
-    async def ask(self, path: str, method: str = "GET") -> Response:
+    async def ask(self, path: str, method: str = "GET") -> HttpResponse:
         return await self.server.answer(request(path, method))
 
 
@@ -41,7 +41,7 @@ def admin() -> Iterator[Admin]:
     unconfigure()
 
 
-async def body_of(response: Response) -> str:
+async def body_of(response: HttpResponse) -> str:
     if isinstance(response.body, bytes):
         return response.body.decode()
     pieces: list[bytes] = []
@@ -200,7 +200,7 @@ def test_the_coding_follows_accept_encoding(accepted: list[str], coding: str | N
     assert choose_coding(accepted) == coding
 
 
-async def whole(response: Response) -> bytes:
+async def whole(response: HttpResponse) -> bytes:
     """A body, also one that writes itself."""
     if isinstance(response.body, bytes):
         return response.body

@@ -18,7 +18,7 @@ from tests.fakes.cancellation import cancelled_everywhere_now, open_descriptors
 from tests.fakes.seqpacket import SeqPacketListener
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.errors import Unavailable
-from ztunnel_trio.inpod.agent import Agent, AgentSettings, ProtocolMismatch
+from ztunnel_trio.inpod.agent import AgentSettings, NodeAgentLink, ProtocolMismatch
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.seqpacket import SeqPacket
@@ -97,7 +97,7 @@ class Node:
         self.workload_proxies = FakeWorkloadProxies()
         self.gate = Readiness().gate("workload proxy manager")
         self.drain = Drain(5.0)
-        self.agent = Agent(
+        self.agent = NodeAgentLink(
             AgentSettings(path=self.path), self.workload_proxies, self.gate, Supervisor(random.Random(1))
         )
         self.listener: SeqPacketListener | None = None

@@ -7,22 +7,22 @@ import pytest
 from ztunnel_trio.errors import WeBrokeProtocol
 from ztunnel_trio.inpod.roster import (
     RETRY_SECONDS,
+    Acknowledge,
     Action,
-    Answer,
     CloseNetns,
     Connected,
     Disconnected,
     Ended,
+    EndProcess,
     Event,
-    GiveUp,
     NamespaceUnusable,
-    ProxyFailed,
     ProxyStarted,
     Reconnect,
     RequestUnreadable,
     RetryAfter,
     RetryDue,
     Roster,
+    StartFailed,
     StartProxy,
     StopProxy,
 )
@@ -31,7 +31,7 @@ from ztunnel_trio.wire.zds import PodAdded, PodDeleted, PodKept, SnapshotSent
 
 INFO = WorkloadInfo("name", "ns", "sa")
 TAKEN = "failed to bind to address [::]:15008: Address already in use (os error 98)"
-REFUSED = Answer(f"failure to start proxy : {TAKEN}")
+REFUSED = Acknowledge(f"failure to start proxy : {TAKEN}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def test_add_workload_starts_a_proxy() -> None:
 
     assert roster.receive(PodAdded("web", INFO, netns)) == [StartProxy("web", INFO, netns)]
     assert roster.waiting == {"web": INFO}
-    assert roster.receive(ProxyStarted("web")) == [Answer()]
+    assert roster.receive(ProxyStarted("web")) == [Acknowledge()]
     assert roster.running["web"].info == INFO
 
 
@@ -80,7 +80,7 @@ def test_a_pod_added_twice_in_one_namespace_has_one_proxy() -> None:
     roster, again = connected(), place(1)
     feed(roster, PodAdded("web", INFO, place(1)), ProxyStarted("web"))
 
-    assert roster.receive(PodAdded("web", INFO, again)) == [CloseNetns(again), Answer()]
+    assert roster.receive(PodAdded("web", INFO, again)) == [CloseNetns(again), Acknowledge()]
     assert list(roster.running) == ["web"]
 
 
@@ -88,13 +88,13 @@ def test_a_pod_whose_description_changed_keeps_its_proxy() -> None:
     roster, again = connected("web"), place(1)
 
     other = WorkloadInfo("other", "ns", "sa")
-    assert roster.receive(PodAdded("web", other, again)) == [CloseNetns(again), Answer()]
+    assert roster.receive(PodAdded("web", other, again)) == [CloseNetns(again), Acknowledge()]
     assert roster.running["web"].info == INFO
 
 
 def test_a_proxy_that_cannot_start_is_refused_and_tried_again() -> None:
     roster, netns = connected(), place(1)
-    assert feed(roster, PodAdded("web", INFO, netns), ProxyFailed("web", TAKEN)) == [
+    assert feed(roster, PodAdded("web", INFO, netns), StartFailed("web", TAKEN)) == [
         REFUSED,
         RetryAfter(RETRY_SECONDS),
     ]
@@ -108,17 +108,17 @@ def test_a_proxy_that_cannot_start_is_refused_and_tried_again() -> None:
 
 def test_a_retry_that_fails_sets_the_next_one() -> None:
     roster, netns = connected(), place(1)
-    feed(roster, PodAdded("web", INFO, netns), ProxyFailed("web", TAKEN), RetryDue())
+    feed(roster, PodAdded("web", INFO, netns), StartFailed("web", TAKEN), RetryDue())
 
-    assert roster.receive(ProxyFailed("web", TAKEN)) == [RetryAfter(RETRY_SECONDS)]
+    assert roster.receive(StartFailed("web", TAKEN)) == [RetryAfter(RETRY_SECONDS)]
     assert roster.receive(RetryDue()) == [StartProxy("web", INFO, netns, is_retry=True)]
 
 
 def test_one_timer_serves_all_pending_pods() -> None:
     roster, a, b = connected(), place(1), place(2)
-    feed(roster, PodAdded("a", INFO, a), ProxyFailed("a", TAKEN))
+    feed(roster, PodAdded("a", INFO, a), StartFailed("a", TAKEN))
 
-    assert feed(roster, PodAdded("b", INFO, b), ProxyFailed("b", TAKEN)) == [REFUSED]
+    assert feed(roster, PodAdded("b", INFO, b), StartFailed("b", TAKEN)) == [REFUSED]
     assert roster.receive(RetryDue()) == [
         StartProxy("a", INFO, a, is_retry=True),
         StartProxy("b", INFO, b, is_retry=True),
@@ -127,10 +127,10 @@ def test_one_timer_serves_all_pending_pods() -> None:
 
 def test_workload_added_while_pending() -> None:
     roster, first, second = connected(), place(1), place(2)
-    feed(roster, PodAdded("web", INFO, first), ProxyFailed("web", TAKEN))
+    feed(roster, PodAdded("web", INFO, first), StartFailed("web", TAKEN))
 
     assert roster.receive(PodAdded("web", INFO, second)) == [StartProxy("web", INFO, second)]
-    assert roster.receive(ProxyStarted("web")) == [CloseNetns(first), Answer()]
+    assert roster.receive(ProxyStarted("web")) == [CloseNetns(first), Acknowledge()]
     assert roster.receive(RetryDue()) == []
     assert roster.pending == {}
     assert list(roster.running) == ["web"]
@@ -138,18 +138,18 @@ def test_workload_added_while_pending() -> None:
 
 def test_a_pod_that_fails_again_waits_with_its_newest_namespace() -> None:
     roster, first, second = connected(), place(1), place(2)
-    feed(roster, PodAdded("web", INFO, first), ProxyFailed("web", TAKEN), PodAdded("web", INFO, second))
+    feed(roster, PodAdded("web", INFO, first), StartFailed("web", TAKEN), PodAdded("web", INFO, second))
 
-    assert roster.receive(ProxyFailed("web", TAKEN)) == [CloseNetns(first), REFUSED]
+    assert roster.receive(StartFailed("web", TAKEN)) == [CloseNetns(first), REFUSED]
     assert roster.pending["web"].netns is second
 
 
 def test_a_pending_pod_can_be_deleted() -> None:
     roster, netns = connected(), place(1)
-    feed(roster, SnapshotSent(), PodAdded("web", INFO, netns), ProxyFailed("web", TAKEN))
+    feed(roster, SnapshotSent(), PodAdded("web", INFO, netns), StartFailed("web", TAKEN))
     assert not roster.is_ready
 
-    assert roster.receive(PodDeleted("web")) == [StopProxy("web"), CloseNetns(netns), Answer()]
+    assert roster.receive(PodDeleted("web")) == [StopProxy("web"), CloseNetns(netns), Acknowledge()]
     assert roster.pending == {}
     assert roster.is_ready
     assert roster.receive(RetryDue()) == []
@@ -157,21 +157,21 @@ def test_a_pending_pod_can_be_deleted() -> None:
 
 def test_a_pod_deleted_before_the_snapshot_leaves_names_and_pending() -> None:
     roster, netns = connected(), place(1)
-    feed(roster, PodAdded("web", INFO, netns), ProxyFailed("web", TAKEN))
+    feed(roster, PodAdded("web", INFO, netns), StartFailed("web", TAKEN))
     assert roster.named == {"web"}
 
-    assert roster.receive(PodDeleted("web")) == [StopProxy("web"), CloseNetns(netns), Answer()]
+    assert roster.receive(PodDeleted("web")) == [StopProxy("web"), CloseNetns(netns), Acknowledge()]
     assert roster.named == set()
-    assert roster.receive(SnapshotSent()) == [Answer()]
+    assert roster.receive(SnapshotSent()) == [Acknowledge()]
     assert roster.pending == {}
 
 
 def test_a_running_pod_deleted_before_the_snapshot_goes_with_the_snapshot() -> None:
     roster = connected("web")
 
-    assert feed(roster, PodKept("web"), PodDeleted("web")) == [Answer()]
+    assert feed(roster, PodKept("web"), PodDeleted("web")) == [Acknowledge()]
     assert "web" in roster.running
-    assert roster.receive(SnapshotSent()) == [StopProxy("web"), Answer()]
+    assert roster.receive(SnapshotSent()) == [StopProxy("web"), Acknowledge()]
     assert roster.running == {}
 
 
@@ -179,23 +179,23 @@ def test_a_pod_deleted_after_the_snapshot_stops_at_once() -> None:
     roster = connected("web")
     feed(roster, PodKept("web"), SnapshotSent())
 
-    assert roster.receive(PodDeleted("web")) == [StopProxy("web"), Answer()]
+    assert roster.receive(PodDeleted("web")) == [StopProxy("web"), Acknowledge()]
     assert roster.running == {}
     assert roster.is_ready
 
 
 def test_deleting_a_stranger_is_fine() -> None:
-    assert connected().receive(PodDeleted("who")) == [Answer()]
-    assert feed(connected(), SnapshotSent(), PodDeleted("who")) == [Answer()]
+    assert connected().receive(PodDeleted("who")) == [Acknowledge()]
+    assert feed(connected(), SnapshotSent(), PodDeleted("who")) == [Acknowledge()]
 
 
 def test_a_pod_added_deleted_and_added_again_is_served() -> None:
     roster, netns = connected(), place(1)
     feed(roster, SnapshotSent(), PodAdded("web", INFO, place(1)), ProxyStarted("web"))
 
-    assert roster.receive(PodDeleted("web")) == [StopProxy("web"), Answer()]
+    assert roster.receive(PodDeleted("web")) == [StopProxy("web"), Acknowledge()]
     assert roster.receive(PodAdded("web", INFO, netns)) == [StartProxy("web", INFO, netns)]
-    assert roster.receive(ProxyStarted("web")) == [Answer()]
+    assert roster.receive(ProxyStarted("web")) == [Acknowledge()]
 
 
 def test_proxy_added_then_kept_with_new_snapshot() -> None:
@@ -203,8 +203,8 @@ def test_proxy_added_then_kept_with_new_snapshot() -> None:
     feed(roster, PodAdded("web", INFO, place(1)), ProxyStarted("web"), SnapshotSent())
     feed(roster, Disconnected(), Connected())
 
-    assert roster.receive(PodKept("web")) == [Answer()]
-    assert roster.receive(SnapshotSent()) == [Answer()]
+    assert roster.receive(PodKept("web")) == [Acknowledge()]
+    assert roster.receive(SnapshotSent()) == [Acknowledge()]
     assert list(roster.running) == ["web"]
 
 
@@ -212,7 +212,7 @@ def test_a_pod_readded_in_a_new_namespace_has_its_proxy_restarted() -> None:
     roster, new = connected("web", inode=1), place(2)
 
     assert roster.receive(PodAdded("web", INFO, new)) == [StopProxy("web"), StartProxy("web", INFO, new)]
-    assert roster.receive(ProxyStarted("web")) == [Answer()]
+    assert roster.receive(ProxyStarted("web")) == [Acknowledge()]
     assert len(roster.running) == 1
 
 
@@ -223,7 +223,7 @@ def test_the_same_inode_on_another_device_is_another_namespace() -> None:
 
 def test_a_restarted_proxy_that_fails_is_pending_and_no_longer_running() -> None:
     roster = connected("web", inode=1)
-    feed(roster, PodAdded("web", INFO, place(2)), ProxyFailed("web", TAKEN))
+    feed(roster, PodAdded("web", INFO, place(2)), StartFailed("web", TAKEN))
 
     assert roster.running == {}
     assert list(roster.pending) == ["web"]
@@ -234,19 +234,19 @@ def test_the_snapshot_stops_pods_it_did_not_name() -> None:
 
     feed(roster, PodKept("b"), PodAdded("c", INFO, place(1)))
 
-    assert roster.receive(SnapshotSent()) == [StopProxy("a"), Answer()]
+    assert roster.receive(SnapshotSent()) == [StopProxy("a"), Acknowledge()]
     assert list(roster.running) == ["b", "c"]
 
 
 def test_a_snapshot_of_nothing_stops_everybody() -> None:
     roster = connected("a", "b")
-    assert roster.receive(SnapshotSent()) == [StopProxy("a"), StopProxy("b"), Answer()]
+    assert roster.receive(SnapshotSent()) == [StopProxy("a"), StopProxy("b"), Acknowledge()]
     assert roster.is_ready
 
 
 def test_a_reconnect_keeps_proxies_and_forgets_what_was_pending_and_named() -> None:
     roster, netns = connected("a"), place(2)
-    feed(roster, PodKept("a"), PodAdded("b", INFO, netns), ProxyFailed("b", TAKEN), SnapshotSent())
+    feed(roster, PodKept("a"), PodAdded("b", INFO, netns), StartFailed("b", TAKEN), SnapshotSent())
     roster.receive(Disconnected())
     assert list(roster.pending) == ["b"]
 
@@ -259,9 +259,9 @@ def test_a_reconnect_keeps_proxies_and_forgets_what_was_pending_and_named() -> N
 
 def test_a_new_connection_sets_a_new_timer() -> None:
     roster = connected()
-    feed(roster, PodAdded("a", INFO, place(1)), ProxyFailed("a", TAKEN), Disconnected(), Connected())
+    feed(roster, PodAdded("a", INFO, place(1)), StartFailed("a", TAKEN), Disconnected(), Connected())
 
-    actions = feed(roster, PodAdded("a", INFO, place(1)), ProxyFailed("a", TAKEN))
+    actions = feed(roster, PodAdded("a", INFO, place(1)), StartFailed("a", TAKEN))
     assert actions == [REFUSED, RetryAfter(RETRY_SECONDS)]
 
 
@@ -276,7 +276,7 @@ def test_what_may_only_come_before_the_snapshot_is_fatal_after(event: Event[Plac
     roster = connected("web")
     roster.receive(SnapshotSent())
 
-    assert roster.receive(event) == [Answer(f"failure to process message : {text}"), GiveUp(text)]
+    assert roster.receive(event) == [Acknowledge(f"failure to process message : {text}"), EndProcess(text)]
 
 
 def test_no_workload_info_rejected() -> None:
@@ -284,14 +284,14 @@ def test_no_workload_info_rejected() -> None:
 
     assert connected().receive(PodAdded("web", None, netns)) == [
         CloseNetns(netns),
-        Answer(f"failure to process message : {text}"),
-        GiveUp(text),
+        Acknowledge(f"failure to process message : {text}"),
+        EndProcess(text),
     ]
 
 
 def test_an_unreadable_request_is_answered_and_ends_the_connection() -> None:
     assert connected().receive(RequestUnreadable("no payload")) == [
-        Answer("failure to read message : no payload"),
+        Acknowledge("failure to read message : no payload"),
         Reconnect(),
     ]
 
@@ -299,7 +299,7 @@ def test_an_unreadable_request_is_answered_and_ends_the_connection() -> None:
 def test_a_namespace_that_cannot_be_examined_is_refused_without_retry() -> None:
     roster = connected()
     assert roster.receive(NamespaceUnusable("web", "Bad file descriptor (os error 9)")) == [
-        Answer("failure to start proxy : Bad file descriptor (os error 9)")
+        Acknowledge("failure to start proxy : Bad file descriptor (os error 9)")
     ]
     assert roster.pending == {}
     assert roster.named == {"web"}
@@ -308,7 +308,7 @@ def test_a_namespace_that_cannot_be_examined_is_refused_without_retry() -> None:
 def test_readiness_needs_the_snapshot_and_every_pod_served() -> None:
     roster = connected()
     assert not roster.is_ready
-    feed(roster, PodAdded("a", INFO, place(1)), ProxyFailed("a", TAKEN), SnapshotSent())
+    feed(roster, PodAdded("a", INFO, place(1)), StartFailed("a", TAKEN), SnapshotSent())
     assert not roster.is_ready
 
     feed(roster, RetryDue(), ProxyStarted("a"))
@@ -320,7 +320,7 @@ def test_readiness_needs_the_snapshot_and_every_pod_served() -> None:
 
 def test_at_the_end_everything_not_running_is_let_go() -> None:
     roster, waiting, starting = connected("a"), place(2), place(3)
-    feed(roster, PodAdded("b", INFO, waiting), ProxyFailed("b", TAKEN), PodAdded("c", INFO, starting))
+    feed(roster, PodAdded("b", INFO, waiting), StartFailed("b", TAKEN), PodAdded("c", INFO, starting))
 
     assert roster.receive(Ended()) == [
         StopProxy("b"),
@@ -333,7 +333,7 @@ def test_at_the_end_everything_not_running_is_let_go() -> None:
 
 def test_at_the_end_a_retry_under_way_is_let_go_once() -> None:
     roster, netns = connected(), place(2)
-    feed(roster, PodAdded("b", INFO, netns), ProxyFailed("b", TAKEN), RetryDue())
+    feed(roster, PodAdded("b", INFO, netns), StartFailed("b", TAKEN), RetryDue())
 
     assert roster.receive(Ended()) == [StopProxy("b"), CloseNetns(netns)]
 
@@ -342,4 +342,4 @@ def test_a_completion_nobody_asked_for_is_our_bug() -> None:
     with pytest.raises(WeBrokeProtocol):
         connected().receive(ProxyStarted("web"))
     with pytest.raises(WeBrokeProtocol):
-        connected().receive(ProxyFailed("web", ""))
+        connected().receive(StartFailed("web", ""))

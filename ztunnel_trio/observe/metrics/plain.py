@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from ztunnel_trio.observe.metrics.exposition import label_text, number_text
-from ztunnel_trio.observe.metrics.families import Family, Kind
+from ztunnel_trio.observe.metrics.families import Family, FamilyKind
 
 Values = Mapping[tuple[str, ...], float]
 """Samples by label values, in the order of the family's labels."""
@@ -35,7 +35,7 @@ class PlainFamily:
 
     def lines(self) -> Iterator[str]:
         """The samples as text."""
-        name = f"{self.family.name}_total" if self.family.kind is Kind.COUNTER else self.family.name
+        name = f"{self.family.name}_total" if self.family.kind is FamilyKind.COUNTER else self.family.name
         for labels, value in list((self._values if self._read is None else self._read()).items()):
             text = label_text(zip(self.family.labels, labels, strict=True))
             yield f"{name}{text} {number_text(value)}"

@@ -11,37 +11,41 @@ from typing import Final
 import trio
 
 from ztunnel_trio.observe.metrics.exposition import RenderedFamily, float_text
-from ztunnel_trio.observe.metrics.families import Family, Kind
+from ztunnel_trio.observe.metrics.families import Family, FamilyKind
 
 Worked = Callable[[float, float], None]
 """Told before the event loop waits: the seconds it worked since it last woke, and how long it may wait."""
-OPEN_FDS: Final = Family("process_open_fds", Kind.GAUGE, "Number of open file descriptors")
-MAX_FDS: Final = Family("process_max_fds", Kind.GAUGE, "Maximum number of file descriptors")
-WORKERS: Final = Family("tokio_num_workers", Kind.GAUGE, "the number of worker threads used by the runtime")
+OPEN_FDS: Final = Family("process_open_fds", FamilyKind.GAUGE, "Number of open file descriptors")
+MAX_FDS: Final = Family("process_max_fds", FamilyKind.GAUGE, "Maximum number of file descriptors")
+WORKERS: Final = Family(
+    "tokio_num_workers", FamilyKind.GAUGE, "the number of worker threads used by the runtime"
+)
 QUEUE_DEPTH: Final = Family(
     "tokio_global_queue_depth",
-    Kind.GAUGE,
+    FamilyKind.GAUGE,
     "the number of tasks currently scheduled in the runtime's global queue",
 )
-ALIVE_TASKS: Final = Family("tokio_num_alive_tasks", Kind.GAUGE, "the number of alive tasks in the runtime")
+ALIVE_TASKS: Final = Family(
+    "tokio_num_alive_tasks", FamilyKind.GAUGE, "the number of alive tasks in the runtime"
+)
 BUSY_SECONDS: Final = Family(
     "tokio_worker_total_busy_duration_seconds",
-    Kind.COUNTER,
+    FamilyKind.COUNTER,
     "the amount of time worker threads have been busy",
 )
 PARKS: Final = Family(
     "tokio_worker_park_count",
-    Kind.COUNTER,
+    FamilyKind.COUNTER,
     "the total number of times the given worker thread has parked",
 )
 PARKS_UNPARKS: Final = Family(
     "tokio_worker_park_unpark_count",
-    Kind.COUNTER,
+    FamilyKind.COUNTER,
     "the total number of times the given worker thread has parked and unparked",
 )
 HOLDS: Final = Family(
     "event_loop_hold_seconds",
-    Kind.HISTOGRAM,
+    FamilyKind.HISTOGRAM,
     "how long the event loop worked before it looked at the network again (unstable)",
 )
 HOLD_BUCKETS: Final = (

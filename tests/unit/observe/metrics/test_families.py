@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from ztunnel_trio.observe.metrics.__main__ import reference
-from ztunnel_trio.observe.metrics.families import TABLE, Kind
+from ztunnel_trio.observe.metrics.families import TABLE, FamilyKind
 
 PAGE = Path(__file__).parents[4] / "docs" / "reference" / "metrics.md"
 
@@ -14,7 +14,7 @@ def test_names_are_used_once_and_counters_have_no_suffix_of_their_own() -> None:
     names = [family.name for family in TABLE]
 
     assert len(set(names)) == len(names)
-    assert not any(family.name.endswith("_total") for family in TABLE if family.kind is Kind.COUNTER)
+    assert not any(family.name.endswith("_total") for family in TABLE if family.kind is FamilyKind.COUNTER)
 
 
 def test_a_unit_ends_the_name() -> None:
