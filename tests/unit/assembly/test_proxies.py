@@ -1,5 +1,5 @@
 import logging
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 
 import pytest
 
@@ -7,15 +7,18 @@ from tests.fakes.machine import loaded
 from ztunnel_trio.assembly.proxies import proxy_settings
 
 
-def changed(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
-    """What differs, one level down as well."""
+def changed(before: object, after: object) -> dict[str, object]:
+    """What differs between two values of one dataclass, in dataclasses within as well."""
+    assert is_dataclass(before)
+    assert is_dataclass(after)
     found: dict[str, object] = {}
-    for key, value in after.items():
-        was = before[key]
-        if isinstance(value, dict) and isinstance(was, dict):
-            found |= {f"{key}.{inner}": each for inner, each in changed(was, value).items()}
+    for name in (field.name for field in fields(after)):
+        was: object = getattr(before, name)
+        value: object = getattr(after, name)
+        if is_dataclass(value) and is_dataclass(was):
+            found |= {f"{name}.{inner}": each for inner, each in changed(was, value).items()}
         elif value != was:
-            found[key] = value
+            found[name] = value
     return found
 
 
@@ -43,7 +46,7 @@ def changed(before: dict[str, object], after: dict[str, object]) -> dict[str, ob
     ],
 )
 def test_a_variable_changes_the_data_path(variable: str, value: str, effect: dict[str, object]) -> None:
-    before, after = asdict(proxy_settings(loaded({}))), asdict(proxy_settings(loaded({variable: value})))
+    before, after = proxy_settings(loaded({})), proxy_settings(loaded({variable: value}))
 
     assert changed(before, after) == effect
 
