@@ -85,6 +85,10 @@ def proxy(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the proxy; what ends its start is told on stderr."""
     began = time.perf_counter()
     leave_on_signals()
+    from ztunnel_trio import compliance
+
+    if settings := compliance.settings_file(environ):
+        os.environ[compliance.OPENSSL_CONF] = settings  # noqa: TID251  OpenSSL reads it, when first used
     from ztunnel_trio.facts import env
     from ztunnel_trio.observe.log import configure, unconfigure
 

@@ -114,11 +114,14 @@ def mounts(container: Mapping[str, Json], given: Mapping[str, str]) -> list[Json
             made.append({"destination": place, "type": "tmpfs", "source": "tmpfs"})
         else:
             made += [_bind(source, f"{place}/{name}") for source, name in sources[str(entry["name"])]]
+    if shared := given.get("FAKE_CA_ROOT"):  # a proxy without istiod: a folder it shares with others
+        folder = str(Path(shared).parent)
+        made.append(_bind(folder, folder, "rw"))
     return made
 
 
-def _bind(source: str, destination: str) -> Json:
-    return {"destination": destination, "type": "bind", "source": source, "options": ["bind", "ro"]}
+def _bind(source: str, destination: str, how: str = "ro") -> Json:
+    return {"destination": destination, "type": "bind", "source": source, "options": ["bind", how]}
 
 
 def main(files: str, state: str) -> None:

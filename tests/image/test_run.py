@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,16 @@ import trio
 from tests.fakes.trio_test import trio_test
 from tests.image.build import Image
 from tests.image.container import FILES_OF_LAB, bundle
+from tests.netns.test_without_istiod import alone
+from tests.netns.tools import HELLO, exchange
+from ztunnel_trio.facts.network import HBONE_PORT
 from ztunnel_trio.lab import demo
-from ztunnel_trio.lab.mesh import LabSettings, open_lab
+from ztunnel_trio.lab.mesh import LabSettings, Pod, open_lab
 from ztunnel_trio.lab.report import PlainTeller
+from ztunnel_trio.model.address import SocketAddress
 
 READY_SECONDS = 0.6
+SECONDS = 120.0
 TRIES = 5  # for a figure of the clock, on a machine that does other work
 READY = re.compile(r"\((?P<number>[\d.]+)(?P<unit>ms|s)\), marking server ready")
 
@@ -45,7 +51,7 @@ def inside(image: Image, state: Path, *arguments: str, fails: bool = False) -> s
     return done.stdout + done.stderr
 
 
-@trio_test
+@trio_test(seconds=SECONDS)
 async def test_the_demos_data_path_runs_in_containers(image: Image, state: Path) -> None:
     told = io.StringIO()
 
@@ -55,7 +61,7 @@ async def test_the_demos_data_path_runs_in_containers(image: Image, state: Path)
     assert "all as promised" in told.getvalue()
 
 
-@trio_test
+@trio_test(seconds=SECONDS)
 async def test_a_container_is_ready_soon_and_ends_when_asked(image: Image, state: Path) -> None:
     took: list[float] = []
     cost: list[float] = []
@@ -103,7 +109,40 @@ def test_the_root_cannot_be_written(image: Image, state: Path, place: str) -> No
     assert "Read-only file system" in inside(image, state, "-c", code, fails=True)
 
 
-def test_its_tls_is_new_enough_for_post_quantum_key_exchange(image: Image, state: Path) -> None:
+def test_its_tls_is_of_the_newest_kind(image: Image, state: Path) -> None:
     shown = inside(image, state, "-c", "import ssl; print(ssl.OPENSSL_VERSION_INFO >= (3, 5))")
 
     assert shown == "True\n"
+
+
+@trio_test(seconds=SECONDS)
+@pytest.mark.parametrize("policy", ["pqc", "none"])
+async def test_pqc_is_kept_by_both_ends_and_refuses_older_peers(
+    image: Image, state: Path, tmp_path: Path, policy: str
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+
+    async with alone(shared, command(image, state), COMPLIANCE_POLICY=policy) as scene:
+        assert await exchange(scene.client, scene.target) == HELLO
+        outsider = await scene.lab.add_outsider("outsider")
+        greeted = await older_handshake(outsider, SocketAddress(scene.server.ip, HBONE_PORT))
+
+    assert greeted == (policy != "pqc")
+
+
+async def older_handshake(outsider: Pod, address: SocketAddress) -> bool:
+    """Whether a TLS client that knows X25519 alone gets through its handshake. It shows no certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_ecdh_curve("X25519")
+    context.set_alpn_protocols(["h2"])
+    with trio.fail_after(10):
+        async with await outsider.connect(address) as stream:
+            try:
+                await trio.SSLStream(stream, context).do_handshake()
+            except trio.BrokenResourceError as error:
+                assert "HANDSHAKE_FAILURE" in str(error.__cause__)  # an alert: no group in common
+                return False
+            return True

@@ -1,7 +1,7 @@
 """Proxies that have no control plane at all: the mesh from a file, certificates from a root they share."""
 
 import stat
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +57,12 @@ class Scene:
 
 
 @asynccontextmanager
-async def alone(place: Path, **environment: str) -> AsyncGenerator[Scene, None]:
+async def alone(
+    place: Path, command: Sequence[str] | None = None, **environment: str
+) -> AsyncGenerator[Scene, None]:
     file = place / "mesh.yaml"
     settings = LabSettings(
+        command=command,
         environment={
             "XDS_ADDRESS": "",
             "FAKE_CA": "true",

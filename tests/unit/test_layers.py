@@ -21,7 +21,7 @@ TIERS = {
     "proxy": 7, "dns": 7,
     "inpod": 8,
     "admin": 9,
-    "lab": 10, "grammar": 10, "early_signals": 10, "requirements": 10,
+    "lab": 10, "grammar": 10, "early_signals": 10, "compliance": 10, "requirements": 10,
     "config": 11,
     "build_info": 12,
     "assembly": 13,

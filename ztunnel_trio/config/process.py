@@ -1,10 +1,9 @@
 """Limits of the process: its end, its threads, the compliance policy it is held to."""
 
 import math
-import platform
-import ssl
 from typing import Final
 
+from ztunnel_trio import compliance
 from ztunnel_trio.config.environment import Environment
 from ztunnel_trio.config.machine import Machine
 from ztunnel_trio.config.values import Unstartable
@@ -44,13 +43,13 @@ def load_threads(values: Environment, concurrency: int | None, machine: Machine)
 
 
 def check_compliance(values: Environment) -> None:
-    """Any compliance policy but one is without effect here.
+    """See that `pqc` is kept to; any other compliance policy is without effect here.
 
     Raises:
-        Unstartable: `pqc`, which cannot be honoured.
+        Unstartable: it is not.
     """
-    if values.text(env.COMPLIANCE_POLICY) == "pqc":
+    if values.text(env.COMPLIANCE_POLICY) == compliance.PQC and (reason := compliance.shortfall()):
         raise Unstartable(
-            "invalid configuration: COMPLIANCE_POLICY=pqc requires key exchange by X25519MLKEM768 alone,"
-            f" to which CPython {platform.python_version()} with {ssl.OPENSSL_VERSION} cannot be held"
+            f"invalid configuration: {env.COMPLIANCE_POLICY}={compliance.PQC} requires key exchange by"
+            f" X25519MLKEM768 alone: {reason}"
         )

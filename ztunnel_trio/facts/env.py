@@ -435,8 +435,8 @@ SECTIONS: Final = (
                 COMPLIANCE_POLICY,
                 Kind.TEXT,
                 "none",
-                "`pqc` is refused at start: CPython's TLS cannot be held to X25519MLKEM768. Other values have"
-                " no effect here.",
+                "`pqc`: key exchange by X25519MLKEM768 alone, which needs OpenSSL 3.5; the start ends where"
+                " it is not so. Other values have no effect here.",
             ),
             Variable(AUTHZ_POLICY_INFO_LOGGING, Kind.FLAG, "off", "Log policy decisions at info, not debug."),
             Variable(

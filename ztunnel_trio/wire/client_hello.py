@@ -1,4 +1,4 @@
-"""What a TLS client offers before anything is agreed: the application protocols of a ClientHello.
+"""What a TLS client offers before anything is agreed: protocols and key exchange groups of a ClientHello.
 
 OpenSSL's binding for Python goes on without a protocol when none of the client's is ours, where RFC 7301
 3.2 asks for an alert. Who accepts looks at the hello itself.
@@ -9,6 +9,7 @@ from typing import Final
 
 HANDSHAKE_RECORD: Final = 22  # RFC 8446 5.1
 CLIENT_HELLO: Final = 1  # RFC 8446 4
+GROUPS_EXTENSION: Final = 10  # RFC 8446 4.2.7
 ALPN_EXTENSION: Final = 16  # RFC 7301 3.1
 RECORD_HEADER_BYTES: Final = 5
 HELLO_HEADER_BYTES: Final = 4
@@ -34,19 +35,38 @@ def offered_protocols(data: bytes) -> tuple[bytes, ...] | Incomplete:
 
     Empty when none is offered, and when it is anything else: who does the handshake says what is wrong.
     """
+    found = _extension_of(data, ALPN_EXTENSION)
+    if isinstance(found, Incomplete):
+        return found
+    try:
+        return _names(found[2:])
+    except IndexError:  # lengths that contradict each other
+        return ()
+
+
+def offered_groups(data: bytes) -> tuple[int, ...]:
+    """The key exchange groups that a whole ClientHello offers, in its order (IANA's numbers)."""
+    found = _extension_of(data, GROUPS_EXTENSION)
+    if isinstance(found, Incomplete):
+        return ()
+    return tuple(_length_at(found, position) for position in range(2, len(found) - 1, 2))
+
+
+def _extension_of(data: bytes, wanted: int) -> bytes | Incomplete:
+    """An extension's content in the ClientHello that begins `data`; empty where there is none."""
     message, position = b"", 0
     while True:
         header = data[position : position + RECORD_HEADER_BYTES]
         if header and header[0] != HANDSHAKE_RECORD:
-            return ()
+            return b""
         if len(header) < RECORD_HEADER_BYTES:
             return Incomplete(position + RECORD_HEADER_BYTES)
         end = position + RECORD_HEADER_BYTES + int.from_bytes(header[3:5], "big")
         if end == position + RECORD_HEADER_BYTES:  # RFC 8446 5.1 forbids it
-            return ()
+            return b""
         message += data[position + RECORD_HEADER_BYTES : end]
         if message and message[0] != CLIENT_HELLO:
-            return ()
+            return b""
         length = HELLO_HEADER_BYTES + int.from_bytes(message[1:HELLO_HEADER_BYTES], "big")
         if len(message) >= HELLO_HEADER_BYTES and length <= len(message):
             break
@@ -54,13 +74,13 @@ def offered_protocols(data: bytes) -> tuple[bytes, ...] | Incomplete:
             return Incomplete(end)
         position = end
     try:
-        return _alpn_of(message[HELLO_HEADER_BYTES:length])
+        return _find(message[HELLO_HEADER_BYTES:length], wanted)
     except IndexError:  # lengths that contradict each other
-        return ()
+        return b""
 
 
-def _alpn_of(body: bytes) -> tuple[bytes, ...]:
-    """The ALPN extension of a ClientHello's body (RFC 8446 4.1.2).
+def _find(body: bytes, wanted: int) -> bytes:
+    """An extension of a ClientHello's body (RFC 8446 4.1.2).
 
     Raises:
         IndexError: it ends too early.
@@ -74,10 +94,10 @@ def _alpn_of(body: bytes) -> tuple[bytes, ...]:
     while position < end:
         kind, length = _length_at(body, position), _length_at(body, position + 2)
         position += 4
-        if kind == ALPN_EXTENSION:
-            return _names(body[position + 2 : position + length])
+        if kind == wanted:
+            return body[position : position + length]
         position += length
-    return ()
+    return b""
 
 
 def _names(data: bytes) -> tuple[bytes, ...]:

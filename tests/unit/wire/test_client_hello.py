@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from ztunnel_trio.wire.client_hello import MOST_BYTES, Incomplete, offered_protocols
+from ztunnel_trio.wire.client_hello import MOST_BYTES, Incomplete, offered_groups, offered_protocols
 
 
 def hello(*protocols: str, tls12: bool = False) -> bytes:
@@ -25,6 +25,19 @@ def hello(*protocols: str, tls12: bool = False) -> bytes:
 @pytest.mark.parametrize("protocols", [(), ("h2",), ("http/1.1",), ("http/1.1", "h2", "spdy/3")])
 def test_the_protocols_are_those_offered(protocols: tuple[str, ...], tls12: bool) -> None:
     assert offered_protocols(hello(*protocols, tls12=tls12)) == tuple(map(str.encode, protocols))
+
+
+def test_the_groups_are_those_offered_in_their_order() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.set_ecdh_curve("secp384r1")
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+
+    assert offered_groups(outgoing.read()) == (24,)
+    assert len(offered_groups(hello("h2"))) > 2
+    assert offered_groups(b"") == offered_groups(b"GET / HTTP/1.1") == ()
 
 
 def test_a_hello_cut_short_anywhere_asks_for_the_rest() -> None:
