@@ -47,6 +47,9 @@ BENCHMARKS = ROOT / "tests" / "benchmarks"
 NO_BENCHMARKS = ("__init__", "load", "yardstick")
 OWN_IMPORT = re.compile(r"^import (\w+_pb2)", re.MULTILINE)
 HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
+SPIRE = "github.com/spiffe/spire"
+SPIRE_VERSION = "v1.15.2"
+SPIRE_PLUGIN = "github.com/Keyfactor/ejbca-go-client-sdk"
 H2SPEC = "github.com/summerwind/h2spec/cmd/h2spec@latest"
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
@@ -207,6 +210,43 @@ def lock(session: nox.Session) -> None:
     asked = Path(session.create_tmp()) / "build.in"
     asked.write_text("\n".join(PROJECT["build-system"]["requires"]))
     session.run(*compiler, str(asked), "--output-file", "image/build.lock")
+
+
+@nox.session(default=False)
+def spire(session: nox.Session) -> None:
+    """Against a real SPIRE server and agent, built from their Go module; root, Go and gcc. Ten minutes."""
+    for tool in ("go", "gcc"):
+        if shutil.which(tool) is None:
+            session.skip(f"SPIRE is written in Go, its data store in C, and there is no `{tool}`")
+    made = Path(session.create_tmp()).resolve()
+    if not all((made / name).exists() for name in ("spire-server", "spire-agent")):
+        build_spire(session, made)
+    session.env["SPIRE_BIN"] = str(made)
+    pytest(session, "tests/spire", "-rs")
+
+
+def build_spire(session: nox.Session, made: Path) -> None:
+    """Fetch SPIRE by its module path, and build its two programs.
+
+    It is fetched into a module of our own, for not every proxy of Go modules lists its versions. One plugin
+    of the server, which talks to a commercial CA, needs a client library that not every proxy serves; a
+    stand-in of its types is built in its place, and the plugin is never used.
+    """
+    module = made / "module"
+    module.mkdir(exist_ok=True)
+    with session.chdir(module):
+        if not Path("go.mod").exists():
+            session.run("go", "mod", "init", "spire-tools", external=True)
+        session.run(
+            "go",
+            "mod",
+            "edit",
+            f"-replace={SPIRE_PLUGIN}={ROOT / 'tests' / 'spire' / 'ejbca'}",
+            external=True,
+        )
+        for name in ("spire-agent", "spire-server"):
+            session.run("go", "get", "-tool", f"{SPIRE}/cmd/{name}@{SPIRE_VERSION}", external=True)
+            session.run("go", "install", f"{SPIRE}/cmd/{name}", external=True, env={"GOBIN": str(made)})
 
 
 @nox.session(default=False)

@@ -69,6 +69,16 @@ CASES: Final[dict[str, Values]] = {
     "default": {},
     "stock": STOCK,
     "trust-bundle": {"env": {"ENABLE_CLUSTER_TRUST_BUNDLE_API": True}},
+    "spire-selectors": {"spire": {"enabled": True}},
+    "spire-pid": {"spire": {"enabled": True, "provider": "spire_delegated_pid"}},
+    "spire-broker": {
+        "spire": {
+            "enabled": True,
+            "provider": "spiffe_broker",
+            "attestation": "pid",
+            "runtimeSocket": "/run/containerd/containerd.sock",
+        }
+    },
     **{f"platform-{name}": {"platform": name} for name in PLATFORMS},
     **{f"profile-{name}": {"profile": name} for name in PROFILES},
 }

@@ -329,3 +329,51 @@ def test_volumes_and_mounts_are_appended() -> None:
 
     assert list(found.named(*POD, "volumes"))[-1] == "more"
     assert list(found.named(*CONTAINER, "volumeMounts"))[-1] == "more"
+
+
+def test_without_spire_nothing_of_the_node_is_seen() -> None:
+    found = daemonset()
+
+    assert "hostPID" not in found.keys(*POD)
+    assert "CA_PROVIDER" not in env()
+
+
+def test_selectors_and_pods_need_the_agents_socket_and_nothing_else() -> None:
+    values: Values = {"spire": {"enabled": True}}
+    found = daemonset(values)
+
+    assert env(values)["SPIRE_ADMIN_ENDPOINT_SOCKET"] == "unix:///run/spire/admin/admin.sock"
+    assert found.named(*POD, "volumes")["spire-0"] == {
+        "hostPath": {"path": "/run/spire/admin", "type": "Directory"},
+    }
+    assert "hostPID" not in found.keys(*POD)
+    assert found.at(*CONTAINER, "securityContext", "capabilities", "add") == [
+        "NET_ADMIN",
+        "SYS_ADMIN",
+        "NET_RAW",
+    ]
+
+
+def test_processes_of_the_node_take_its_pid_namespace_and_a_capability() -> None:
+    found = daemonset({"spire": {"enabled": True, "provider": "spire_delegated_pid"}})
+
+    assert found.at(*POD, "hostPID") is True
+    assert found.at(*CONTAINER, "securityContext", "capabilities", "add") == [
+        "NET_ADMIN",
+        "SYS_ADMIN",
+        "NET_RAW",
+        "SYS_PTRACE",
+    ]
+
+
+def test_processes_that_the_container_runtime_tells_take_its_socket_instead() -> None:
+    spire: dict[str, Json] = {
+        "enabled": True,
+        "provider": "spire_delegated_pid",
+        "runtimeSocket": "/run/containerd/containerd.sock",
+    }
+    found = daemonset({"spire": spire})
+
+    assert "hostPID" not in found.keys(*POD)
+    assert env({"spire": spire})["CONTAINER_RUNTIME_SOCK_PATH"] == "/run/containerd/containerd.sock"
+    assert found.named(*POD, "volumes")["spire-1"]["hostPath"]["path"] == "/run/containerd"  # type: ignore[call-overload, index]

@@ -14,6 +14,7 @@ TESTED = {  # mark: the test that runs these blocks
     "test: newcomer": "tests/netns/test_newcomer.py",
     "test: newcomer, demo --keep": "tests/netns/test_newcomer.py",
     "test: quick start": "tests/netns/test_quick_start.py",
+    "test: demo of SPIRE": "tests/netns/test_spire.py",
     "test: promtool": "tests/docs/test_alerts.py",
     "test: release": "noxfile.py",
 }

@@ -1,6 +1,9 @@
 """Captured traffic between pods whose certificates come from a (stand-in) SPIRE agent."""
 
 import json
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 import trio
 from cryptography.hazmat.primitives import serialization
 
+from tests.docs.blocks import blocks
 from tests.netns.live_traffic import undisturbed
 from tests.netns.tools import HELLO, exchange, fate, read_exactly
 from ztunnel_trio.facts.grpc import GrpcCode
@@ -229,6 +233,17 @@ def test_no_log_and_no_dump_holds_a_private_key() -> None:
 def files_with(text: bytes, directory: Path) -> list[Path]:
     """The files below a directory that hold a text; not the sockets."""
     return [path for path in directory.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+def test_the_demo_of_the_page_is_as_promised() -> None:
+    (block,) = [one for one in blocks() if one.mark == "test: demo of SPIRE"]
+    ((command, _),) = block.commands()
+    program = command.replace("ztunnel-trio", shlex.join([sys.executable, "-m", "ztunnel_trio"]), 1)
+
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all as promised" in done.stdout
 
 
 async def dump_of(name: str, lab: Lab) -> str:

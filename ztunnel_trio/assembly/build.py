@@ -45,6 +45,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     contexts = TlsContexts(tls12=config.tls12_enabled)
     clock = WallClock(on_step=partial(metrics.count, CLOCK_STEPS))
     certificates = make_certificates(config, contexts, supervisor)
+    streams = certificates if isinstance(certificates, SubscribedCertificates) else None
     keeper = make_keeper(certificates, clock, metrics, supervisor)
     if is_shared:
         live.on_workloads.append(partial(follow_workloads, keeper, contexts))
@@ -63,7 +64,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     local_mesh = None if local_source is None else LocalMesh(live, local_source)
     if local_mesh is not None:
         local_mesh.start()
-    crl = make_crl(config, metrics)
+    crl = make_crl(config, metrics, streams)
     parts = Parts(
         config=config,
         rng=rng,
@@ -77,7 +78,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
         contexts=contexts,
         clock=clock,
         keeper=keeper,
-        streams=certificates if isinstance(certificates, SubscribedCertificates) else None,
+        streams=streams,
         ads=ads,
         local_mesh=local_mesh,
         crl=crl,

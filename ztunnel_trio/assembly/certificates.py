@@ -75,16 +75,24 @@ def make_keeper(
     return keeper
 
 
-def make_crl(config: Config, metrics: Metrics) -> CrlKeeper | None:
-    """The revocation lists, where there are any."""
-    if config.control.crl_path is None:
+def make_crl(config: Config, metrics: Metrics, pushed: SubscribedCertificates | None) -> CrlKeeper | None:
+    """The revocation lists of a file, and those that come with certificates; None where there are neither."""
+    path = config.control.crl_path
+    if path is None and pushed is None:
         return None
-    crl = CrlKeeper.open(config.control.crl_path, metrics)
+    crl = CrlKeeper(None, metrics) if path is None else CrlKeeper.open(path, metrics)
+    if crl is not None and pushed is not None:
+        pushed.on_crls = partial(take_lists, crl, pushed)
     metrics.show(
         REVOCATIONS_LEFT,
         lambda: {} if crl is None or (left := crl.seconds_left()) is None else {(): round(left, 3)},
     )
     return crl
+
+
+def take_lists(crl: CrlKeeper, pushed: SubscribedCertificates) -> None:
+    """Some key's revocation lists have changed."""
+    crl.push({der for lists in pushed.crls.values() for der in lists})
 
 
 def check_readable(name: str, roots: RootSource) -> None:

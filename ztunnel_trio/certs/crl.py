@@ -3,21 +3,22 @@ to connections that were established before.
 
 Theory of operation. `open()` reads `CRL_PATH`; `run()` looks at the file once a second through every link
 (Kubernetes swaps one of its directory) and, when it has been still for two seconds, loads it in a thread.
-What fails to load leaves the list before in force. A connection is registered with its verified path after
+What fails to load leaves the list before in force. Lists that an authority pushes (`push`) are in force
+beside those of the file from then on. A connection is registered with its verified path after
 the handshake; each load walks all of them, a set lookup a certificate, and calls back for those whose path
 is now revoked.
 """
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, NoReturn, Protocol
 
 import trio
 
-from ztunnel_trio.decide.revoked import Path, Revocations, is_revoked, parse_revocations
+from ztunnel_trio.decide.revoked import Path, Revocations, is_revoked, joined, parse_revocations
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.model.ending import CertificateInvalid, Invalid, TlsCause, TlsRefused
 from ztunnel_trio.supervise.wall_clock import utc_now
@@ -68,7 +69,7 @@ class CrlKeeper:
 
     def __init__(
         self,
-        path: str,
+        path: str | None,
         metrics: CrlMetrics,
         settings: CrlSettings | None = None,
         *,
@@ -81,6 +82,9 @@ class CrlKeeper:
         self._settings = settings or CrlSettings()
         self._registered: dict[WatchedConnection, Path] = {}
         self._seen: tuple[int, ...] | None = None
+        self._of_file = Revocations()
+        self._pushed: dict[bytes, Revocations] = {}
+        self._news = trio.Event()  # lists were pushed
         self.revocations = Revocations()
         self.generation = 0
 
@@ -101,14 +105,32 @@ class CrlKeeper:
         return keeper
 
     async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Follow the file until cancelled."""
+        """Follow the file, if there is one, and what is pushed, until cancelled."""
         task_status.started()
         while True:
-            await trio.sleep(self._settings.look_seconds)
+            with trio.move_on_after(self._settings.look_seconds):
+                await self._news.wait()
+            if self._news.is_set():
+                self._news = trio.Event()
+                await self._end_revoked()
             if self._look() != self._seen:
                 await self._settle()
                 await self._reload()
             self._look_at_clock()
+
+    def push(self, lists_der: Collection[bytes]) -> None:
+        """Replace all lists that were pushed before. One that cannot be read is left out, with a warning.
+
+        New handshakes are judged by them at once, open connections by `run`.
+        """
+        before, self._pushed = self._pushed, {}
+        for der in lists_der:
+            try:
+                self._pushed[der] = before.get(der) or parse_revocations(der)
+            except PeerBrokeProtocol as error:
+                log.warning("a revocation list that came with a certificate is left out: %s", error)
+        self._combine()
+        self._news.set()
 
     def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> TlsRefused | None:
         """Judge a new peer by its verified chain, the leaf first and the anchor last.
@@ -177,6 +199,10 @@ class CrlKeeper:
             return
         self._take(loaded)
         log.info("CRL reloaded, generation %d", self.generation)
+        await self._end_revoked()
+
+    async def _end_revoked(self) -> None:
+        """Judge every watched connection by the lists in force now."""
         for number, (registration, path) in enumerate(list(self._registered.items())):
             if registration in self._registered and is_revoked(path, self.revocations):
                 self._revoke(registration)
@@ -189,10 +215,15 @@ class CrlKeeper:
         registration.on_revoked()
 
     def _take(self, loaded: Revocations) -> None:
-        self.revocations = loaded
+        self._of_file = loaded
+        self._combine()
+
+    def _combine(self) -> None:
+        self.revocations = joined([self._of_file, *self._pushed.values()])
         self.generation += 1
 
     def _load(self) -> Revocations:
+        assert self._path is not None
         with open(self._path, "rb") as file:
             content = file.read(self._settings.most_bytes + 1)
         if len(content) > self._settings.most_bytes:
@@ -201,6 +232,8 @@ class CrlKeeper:
 
     def _look(self) -> tuple[int, ...] | None:
         """What tells one state of the file from another, through every link; None when it is not there."""
+        if self._path is None:
+            return None
         try:
             found = os.stat(self._path)
         except OSError:

@@ -74,6 +74,11 @@ def parse_revocations(data: bytes) -> Revocations:
     return index(_parse(der) for der in lists)
 
 
+def joined(parts: Sequence[Revocations]) -> Revocations:
+    """The lists of all parts."""
+    return index(one for part in parts for lists in part.by_issuer.values() for one in lists)
+
+
 def index(lists: Iterable[RevocationList]) -> Revocations:
     """Lists by their issuer."""
     found: dict[bytes, tuple[RevocationList, ...]] = {}

@@ -48,6 +48,11 @@ def sees_other_processes(proc: Path = PROC) -> bool:
     return os.getpid() != 1 and os.getppid() != 1 and (proc / "1").exists()
 
 
+def may_look_into(pid: int, proc: Path = PROC) -> bool:
+    """Whether the namespaces of a process of another user may be read (ptrace(2), CAP_SYS_PTRACE)."""
+    return netns_of(pid, proc) is not None
+
+
 def _command_and_start(pid: int, proc: Path) -> tuple[str, int] | None:
     """A process's command, and when it began in ticks (proc(5), `stat` fields 2 and 22)."""
     try:

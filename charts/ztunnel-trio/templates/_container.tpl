@@ -71,6 +71,9 @@
 {{- if $values.peerCaCrl.enabled -}}
 {{- $env = append $env (dict "name" "CRL_PATH" "value" "/var/run/secrets/istio/crl/ca-crl.pem") -}}
 {{- end -}}
+{{- with include "ztunnel.spire" . | fromJson -}}
+{{- range .env -}}{{- $env = append $env . -}}{{- end -}}
+{{- end -}}
 {{- $latest := dict -}}
 {{- range $env -}}{{- $_ := set $latest .name . -}}{{- end -}}
 {{- $kept := list -}}
@@ -81,4 +84,42 @@
 {{- end -}}
 {{- end -}}
 {{- toYaml $kept -}}
+{{- end -}}
+
+{{/* What certificates from SPIRE take: `env`, a list; `directories` of sockets; `processes` of the node or not. */}}
+{{- define "ztunnel.spire" -}}
+{{- $spire := .values.spire -}}
+{{- if $spire.enabled -}}
+{{- $isBroker := eq $spire.provider "spiffe_broker" -}}
+{{- $byProcess := or (eq $spire.provider "spire_delegated_pid") (and $isBroker (eq $spire.attestation "pid")) -}}
+{{- $text := list (list "CA_PROVIDER" $spire.provider) -}}
+{{- $sockets := list -}}
+{{- if $isBroker -}}
+{{- $text = concat $text (list
+  (list "SPIFFE_BROKER_ATTESTATION" $spire.attestation)
+  (list "SPIFFE_BROKER_SOCKET" (printf "unix://%s" $spire.brokerSocket))
+  (list "SPIFFE_BROKER_TIMEOUT" $spire.timeout)
+  (list "SPIFFE_ENDPOINT_SOCKET" (printf "unix://%s" $spire.workloadSocket))
+) -}}
+{{- $sockets = list $spire.brokerSocket $spire.workloadSocket -}}
+{{- else -}}
+{{- $text = concat $text (list
+  (list "SPIRE_ADMIN_ENDPOINT_SOCKET" (printf "unix://%s" $spire.adminSocket))
+  (list "SPIRE_TIMEOUT" $spire.timeout)
+) -}}
+{{- $sockets = list $spire.adminSocket -}}
+{{- end -}}
+{{- if and $byProcess $spire.runtimeSocket -}}
+{{- $text = append $text (list "CONTAINER_RUNTIME_SOCK_PATH" $spire.runtimeSocket) -}}
+{{- $sockets = append $sockets $spire.runtimeSocket -}}
+{{- end -}}
+{{- $env := list -}}
+{{- range $text -}}{{- $env = append $env (dict "name" (first .) "value" (last .)) -}}{{- end -}}
+{{- $directories := list -}}
+{{- range $sockets -}}{{- $directories = append $directories (dir .) -}}{{- end -}}
+{{- $processes := and $byProcess (not $spire.runtimeSocket) -}}
+{{- dict "env" $env "directories" ($directories | uniq) "processes" $processes | toJson -}}
+{{- else -}}
+{{- dict | toJson -}}
+{{- end -}}
 {{- end -}}

@@ -4,6 +4,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import trio.testing
 
 from tests.fakes.pki import Authority
 from ztunnel_trio.certs.crl import REVOKED, UNREADABLE, CrlKeeper, Reporter
-from ztunnel_trio.model.certificate import first_certificate
+from ztunnel_trio.model.certificate import first_certificate, pem_blocks
 from ztunnel_trio.model.identity import SpiffeId
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -225,3 +226,46 @@ def test_a_list_past_its_next_update_is_warned_of_once(file: Path, caplog: pytes
     follow(keeper, body)
 
     assert caplog.text.count("should have been replaced by 2026-05-01 00:00:00+00:00") == 1
+
+
+def pushed(authority: Authority, *serials: int) -> bytes:
+    """A list as it comes with a certificate: DER."""
+    (der,) = [der for _, der in pem_blocks(authority.revocations(*serials))]
+    return der
+
+
+def test_pushed_lists_count_beside_those_of_the_file_until_others_are_pushed(file: Path) -> None:
+    file.write_text(IA.revocations(1))
+    keeper = opened(file)
+
+    keeper.push([pushed(IA, 2)])
+    verdicts = [keeper.verdict(chain, reporter="source") for chain in CHAINS]
+    assert verdicts == [REVOKED, REVOKED, None]
+    keeper.push([pushed(IA, 3)])
+    verdicts = [keeper.verdict(chain, reporter="source") for chain in CHAINS]
+    assert verdicts == [REVOKED, None, REVOKED]
+
+
+def test_pushed_lists_end_open_connections_also_where_there_is_no_file() -> None:
+    ended: list[int] = []
+    keeper = CrlKeeper(None, Counts())
+
+    async def body() -> None:
+        for number, chain in enumerate(CHAINS):
+            keeper.register(chain, partial(ended.append, number), reporter="source")
+        keeper.push([pushed(IA, 2)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended == [1]
+
+    follow(keeper, body)
+
+
+def test_a_pushed_list_that_cannot_be_read_is_left_out_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keeper = CrlKeeper(None, Counts())
+
+    keeper.push([b"\x30\x03abc", pushed(IA, 1)])
+
+    assert keeper.verdict(CHAINS[0], reporter="source") == REVOKED
+    assert "a revocation list that came with a certificate is left out: invalid CRL" in caplog.text

@@ -1,0 +1,1 @@
+"""Against a real SPIRE server and agent: `nox -s spire` builds them and names them in SPIRE_BIN."""
