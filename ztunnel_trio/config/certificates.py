@@ -7,13 +7,12 @@ from typing import Final
 from ztunnel_trio.config.environment import Environment
 from ztunnel_trio.config.role import ProxyMode
 from ztunnel_trio.errors import ConfigError, PeerBrokeProtocol
-from ztunnel_trio.facts import env
+from ztunnel_trio.facts import defaults, env
 from ztunnel_trio.grammar import parse_socket
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.socket_target import SocketTarget, UnixPath
 
-TIMEOUT_SECONDS: Final = 10.0
-ADMIN_SOCKET: Final[SocketTarget] = UnixPath("/run/spire/sockets/admin.sock")
+ADMIN_SOCKET: Final[SocketTarget] = UnixPath(defaults.SPIRE_ADMIN_SOCKET)
 OWN_ID: Final = SpiffeId("cluster.local", "istio-system", "ztunnel")
 
 
@@ -40,7 +39,7 @@ class CertificateConfig:
     """The provider, and what those of SPIRE need. A socket that the provider has no use for is None."""
 
     provider: Provider
-    timeout_seconds: float = TIMEOUT_SECONDS
+    timeout_seconds: float = defaults.ATTESTATION_SECONDS
     delegate_socket: SocketTarget | None = None
     workload_socket: SocketTarget | None = None
     broker_socket: SocketTarget | None = None
@@ -67,7 +66,7 @@ def load_certificates(values: Environment, mode: ProxyMode) -> CertificateConfig
     timeout = env.SPIFFE_BROKER_TIMEOUT if provider is Provider.SPIFFE_BROKER else env.SPIRE_TIMEOUT
     common = CertificateConfig(
         provider=provider,
-        timeout_seconds=values.seconds(timeout, TIMEOUT_SECONDS),
+        timeout_seconds=values.seconds(timeout, defaults.ATTESTATION_SECONDS),
         runtime_socket=values.text(env.CONTAINER_RUNTIME_SOCK_PATH) or None,
     )
     match provider:

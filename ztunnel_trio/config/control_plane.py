@@ -8,19 +8,16 @@ from ztunnel_trio.config.machine import Machine
 from ztunnel_trio.config.mesh_file import ProxyConfig
 from ztunnel_trio.config.values import Unstartable
 from ztunnel_trio.errors import ConfigError
-from ztunnel_trio.facts import env
+from ztunnel_trio.facts import defaults, env
 from ztunnel_trio.grammar import (
     ControlPlaneAddress,
     parse_uri,
 )
 from ztunnel_trio.model.source import FromFile, Literal, RootSource, SystemRoots, TokenSource
 
-ROOT_FILE: Final = "./var/run/secrets/istio/root-cert.pem"
-TOKEN_FILE: Final = "./var/run/secrets/tokens/istio-token"  # noqa: S105  a path
 SYSTEM_ROOTS: Final = "SYSTEM"
 ISTIOD: Final = "https://istiod.istio-system.svc:15012"
 LOCAL_ISTIOD: Final = "https://localhost:15012"
-SECRET_TTL_SECONDS: Final = 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +62,7 @@ def load_control_plane(
         auth=load_auth(values, machine, notes),
         xds_headers=values.headers(env.XDS_HEADER_PREFIX),
         ca_headers=values.headers(env.CA_HEADER_PREFIX),
-        secret_ttl_seconds=values.seconds(env.SECRET_TTL, SECRET_TTL_SECONDS),
+        secret_ttl_seconds=values.seconds(env.SECRET_TTL, defaults.CERTIFICATE_SECONDS),
         fake_ca_root=values.text(env.FAKE_CA_ROOT) or None,
         xds_on_demand=values.boolean(env.XDS_ON_DEMAND, default=False),
         local_xds_path=local_path,
@@ -112,7 +109,7 @@ def parse_server(name: str, text: str) -> ControlPlaneAddress:
 def load_roots(values: Environment, name: str, machine: Machine, notes: list[str]) -> RootSource:
     """An existing file, the system's store, or the text itself; a path that is no file trusts nobody."""
     text = values.text(name)
-    chosen = ROOT_FILE if text is None else text
+    chosen = defaults.ROOT_FILE if text is None else text
     if machine.exists(chosen):
         return FromFile(chosen)
     if chosen == SYSTEM_ROOTS:
@@ -126,7 +123,7 @@ def load_auth(values: Environment, machine: Machine, notes: list[str]) -> TokenS
     """Where the token comes from; what looks like a path and names no file is told, but not shown."""
     text = values.text(env.AUTH_TOKEN)
     if text is None:
-        return FromFile(TOKEN_FILE) if machine.exists(TOKEN_FILE) else None
+        return FromFile(defaults.TOKEN_FILE) if machine.exists(defaults.TOKEN_FILE) else None
     if not text:
         return None
     if machine.exists(text):

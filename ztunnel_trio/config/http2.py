@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ztunnel_trio.config.environment import Environment
-from ztunnel_trio.facts import env
+from ztunnel_trio.facts import defaults, env
 
-POOL_RELEASE_SECONDS: Final = 300.0
 SMALLEST_WINDOW: Final = 65535  # RFC 9113 6.9.2: a connection's window starts there
 LARGEST_WINDOW: Final = 2**31 - 1  # RFC 9113 6.9.1
 SMALLEST_FRAME, LARGEST_FRAME = 2**14, 2**24 - 1  # RFC 9113 6.5.2
@@ -25,13 +24,20 @@ class Http2Config:
 
 def load_http2(values: Environment) -> Http2Config:
     return Http2Config(
-        window_size=values.number(env.HTTP2_STREAM_WINDOW_SIZE, 4 << 20, most=LARGEST_WINDOW),
+        window_size=values.number(env.HTTP2_STREAM_WINDOW_SIZE, defaults.STREAM_WINDOW, most=LARGEST_WINDOW),
         connection_window_size=values.number(
-            env.HTTP2_CONNECTION_WINDOW_SIZE, 16 << 20, least=SMALLEST_WINDOW, most=LARGEST_WINDOW
+            env.HTTP2_CONNECTION_WINDOW_SIZE,
+            defaults.CONNECTION_WINDOW,
+            least=SMALLEST_WINDOW,
+            most=LARGEST_WINDOW,
         ),
-        frame_size=values.number(env.HTTP2_FRAME_SIZE, 1 << 20, least=SMALLEST_FRAME, most=LARGEST_FRAME),
-        pool_max_streams_per_conn=values.number(env.POOL_MAX_STREAMS_PER_CONNECTION, 100, bits=16, least=1),
+        frame_size=values.number(
+            env.HTTP2_FRAME_SIZE, defaults.FRAME_SIZE, least=SMALLEST_FRAME, most=LARGEST_FRAME
+        ),
+        pool_max_streams_per_conn=values.number(
+            env.POOL_MAX_STREAMS_PER_CONNECTION, defaults.STREAMS_PER_TUNNEL, bits=16, least=1
+        ),
         pool_unused_release_timeout_seconds=values.seconds(
-            env.POOL_UNUSED_RELEASE_TIMEOUT, POOL_RELEASE_SECONDS
+            env.POOL_UNUSED_RELEASE_TIMEOUT, defaults.TUNNEL_IDLE_SECONDS
         ),
     )

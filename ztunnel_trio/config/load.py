@@ -24,7 +24,7 @@ from ztunnel_trio.config.role import (
 from ztunnel_trio.config.sockets import SocketConfig, load_sockets
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.errors import ConfigError
-from ztunnel_trio.facts import env
+from ztunnel_trio.facts import defaults, env
 from ztunnel_trio.facts.network import (
     DEFAULT_CLUSTER,
     HBONE_PORT,
@@ -39,8 +39,6 @@ from ztunnel_trio.grammar import (
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import WorkloadInfo
 
-INPOD_SOCKET: Final = "/var/run/ztunnel/ztunnel.sock"
-CLUSTER_DOMAIN: Final = "cluster.local"
 UNKNOWN_VERSION: Final = "unknown"
 
 
@@ -125,7 +123,7 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         local_node=values.text(env.NODE_NAME),
         network=values.text(env.NETWORK) or "",
         cluster_id=metadata.get("CLUSTER_ID") or environ.get(env.CLUSTER_ID, DEFAULT_CLUSTER),
-        cluster_domain=environ.get(env.CLUSTER_DOMAIN, CLUSTER_DOMAIN),
+        cluster_domain=environ.get(env.CLUSTER_DOMAIN, defaults.CLUSTER_DOMAIN),
         ztunnel_identity=own_identity,
         ztunnel_workload=own_workload,
         preferred_service_namespace=values.text(env.PREFERRED_SERVICE_NAMESPACE),
@@ -137,7 +135,7 @@ def load(environ: Mapping[str, str], machine: Machine | None = None, arguments: 
         ipv6_loopback=ipv6_loopback,
         control=load_control_plane(values, proxy_config, machine, notes, has_ca=has_ca),
         certificates=certificates,
-        inpod_uds=environ.get(env.INPOD_UDS, INPOD_SOCKET),
+        inpod_uds=environ.get(env.INPOD_UDS, defaults.INPOD_SOCKET),
         inpod_port_reuse=values.boolean(env.INPOD_PORT_REUSE, default=True),
         packet_mark=values.number(env.PACKET_MARK, PACKET_MARK if is_shared else 0) or None,
         require_original_source=values.read(env.ENABLE_ORIG_SRC, parse_bool, None),

@@ -1,20 +1,17 @@
 """Limits of the process: its end, its threads, the compliance policy it is held to."""
 
 import math
-from typing import Final
 
 from ztunnel_trio import compliance
 from ztunnel_trio.config.environment import Environment
 from ztunnel_trio.config.machine import Machine
 from ztunnel_trio.config.values import Unstartable
-from ztunnel_trio.facts import env
+from ztunnel_trio.facts import defaults, env
 from ztunnel_trio.grammar import (
     parse_cpus,
     parse_duration,
     parse_threads,
 )
-
-TERMINATION_SECONDS: Final = 5.0
 
 
 def load_termination(values: Environment) -> float:
@@ -23,7 +20,7 @@ def load_termination(values: Environment) -> float:
     if explicit is not None:
         return explicit
     if values.text(env.TERMINATION_GRACE_PERIOD_SECONDS) is None:
-        return TERMINATION_SECONDS
+        return defaults.DRAIN_SECONDS
     grace = values.number(env.TERMINATION_GRACE_PERIOD_SECONDS, 0, bits=64)
     return float(grace - 5 if grace > 10 else max(grace - 1, 1))
 

@@ -3,21 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
 
 import msgspec
 
 from ztunnel_trio.config.environment import Environment
 from ztunnel_trio.config.values import JsonValue
 from ztunnel_trio.errors import ConfigError
-from ztunnel_trio.facts import env
+from ztunnel_trio.facts import defaults, env
 from ztunnel_trio.facts.network import (
     DEFAULT_TRUST_DOMAIN,
 )
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import WorkloadInfo
-
-INSTANCE_IP: Final = "1.1.1.1"  # ztunnel src/xds/client.rs, when the pod's own is unknown
 
 
 class ProxyMode(Enum):
@@ -42,7 +39,7 @@ def load_told(environ: Mapping[str, str], metadata: Mapping[str, str], notes: li
     return ToldConfig(
         proxy_metadata=metadata,
         node_metadata_json=load_json_metadata(environ, notes),
-        instance_ip=environ.get(env.INSTANCE_IP, INSTANCE_IP),
+        instance_ip=environ.get(env.INSTANCE_IP, defaults.INSTANCE_IP),
         pod_name=environ.get(env.POD_NAME, ""),
         pod_namespace=environ.get(env.POD_NAMESPACE, ""),
     )

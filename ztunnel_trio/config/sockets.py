@@ -1,12 +1,9 @@
 """TCP keepalive of connections."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from ztunnel_trio.config.environment import Environment
-from ztunnel_trio.facts import env
-
-KEEPALIVE_SECONDS: Final = 180.0
+from ztunnel_trio.facts import defaults, env
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +20,8 @@ class SocketConfig:
 def load_sockets(values: Environment) -> SocketConfig:
     return SocketConfig(
         keepalive_enabled=values.boolean(env.KEEPALIVE_ENABLED, default=True),
-        keepalive_time_seconds=values.seconds(env.KEEPALIVE_TIME, KEEPALIVE_SECONDS),
-        keepalive_interval_seconds=values.seconds(env.KEEPALIVE_INTERVAL, KEEPALIVE_SECONDS),
-        keepalive_retries=values.number(env.KEEPALIVE_RETRIES, 9),
+        keepalive_time_seconds=values.seconds(env.KEEPALIVE_TIME, defaults.KEEPALIVE_SECONDS),
+        keepalive_interval_seconds=values.seconds(env.KEEPALIVE_INTERVAL, defaults.KEEPALIVE_SECONDS),
+        keepalive_retries=values.number(env.KEEPALIVE_RETRIES, defaults.KEEPALIVE_PROBES),
         user_timeout_enabled=values.boolean(env.USER_TIMEOUT_ENABLED, default=False),
     )

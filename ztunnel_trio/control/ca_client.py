@@ -21,6 +21,7 @@ from ztunnel_trio.control.grpc import (
     open_channel,
 )
 from ztunnel_trio.errors import Unavailable
+from ztunnel_trio.facts import defaults
 from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.source import RootSource
@@ -37,7 +38,7 @@ IMPERSONATED_IDENTITY: Final = "ImpersonatedIdentity"  # istio security/pkg/serv
 class CaSettings:
     """How to ask the CA."""
 
-    lifetime_seconds: int = 86400
+    lifetime_seconds: int = defaults.CERTIFICATE_SECONDS
     """SECRET_TTL."""
     impersonate: bool = True
     """Shared mode: the certificate is for a workload of this node; else it is for ourselves."""

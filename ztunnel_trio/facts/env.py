@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from ztunnel_trio.facts import defaults
+
 
 class Kind(Enum):
     """How a value is read; the text says it to operators."""
@@ -162,7 +164,7 @@ SECTIONS: Final = (
                 "Kubernetes",
                 "Cluster ID, unless `ISTIO_META_CLUSTER_ID` is set; sent as `clusterid` to istiod and CA.",
             ),
-            Variable(CLUSTER_DOMAIN, Kind.TEXT, "cluster.local", "DNS suffix of the cluster."),
+            Variable(CLUSTER_DOMAIN, Kind.TEXT, defaults.CLUSTER_DOMAIN, "DNS suffix of the cluster."),
             Variable(
                 POD_NAMESPACE,
                 Kind.TEXT,
@@ -178,7 +180,7 @@ SECTIONS: Final = (
                 "none",
                 "Namespace preferred after the client's own when a name is served by several.",
             ),
-            Variable(INSTANCE_IP, Kind.TEXT, "1.1.1.1", "Address in the node id told to istiod."),
+            Variable(INSTANCE_IP, Kind.TEXT, defaults.INSTANCE_IP, "Address in the node id told to istiod."),
         ),
     ),
     Section(
@@ -218,13 +220,13 @@ SECTIONS: Final = (
             Variable(
                 SPIRE_ADMIN_ENDPOINT_SOCKET,
                 Kind.SOCKET,
-                "unix:///run/spire/sockets/admin.sock",
+                f"unix://{defaults.SPIRE_ADMIN_SOCKET}",
                 "The agent's admin socket (`admin_socket_path`), for the Delegated Identity API.",
             ),
             Variable(
                 SPIRE_TIMEOUT,
                 Kind.DURATION,
-                "10s",
+                f"{defaults.ATTESTATION_SECONDS}s",
                 "How long a connection waits for the agent's first answer about a pod.",
             ),
             Variable(
@@ -246,7 +248,12 @@ SECTIONS: Final = (
                 "spiffe://cluster.local/ns/istio-system/sa/ztunnel",
                 "Which of the certificates that are given to the proxy that is.",
             ),
-            Variable(SPIFFE_BROKER_TIMEOUT, Kind.DURATION, "10s", "As `SPIRE_TIMEOUT`, of the Broker API."),
+            Variable(
+                SPIFFE_BROKER_TIMEOUT,
+                Kind.DURATION,
+                f"{defaults.ATTESTATION_SECONDS}s",
+                "As `SPIRE_TIMEOUT`, of the Broker API.",
+            ),
             Variable(
                 SPIFFE_BROKER_ATTESTATION,
                 Kind.ATTESTATION,
@@ -305,13 +312,13 @@ SECTIONS: Final = (
             Variable(
                 XDS_ROOT_CA,
                 Kind.PEM,
-                "./var/run/secrets/istio/root-cert.pem",
+                defaults.ROOT_FILE,
                 "Roots trusted for the control plane: an existing file, the system's store, or the text.",
             ),
             Variable(
                 CA_ROOT_CA,
                 Kind.PEM,
-                "./var/run/secrets/istio/root-cert.pem",
+                defaults.ROOT_FILE,
                 "The same for the certificate authority.",
             ),
             Variable(
@@ -321,10 +328,15 @@ SECTIONS: Final = (
             Variable(
                 AUTH_TOKEN,
                 Kind.TEXT,
-                "file `./var/run/secrets/tokens/istio-token` if it exists",
+                f"file `{defaults.TOKEN_FILE}` if it exists",
                 "Token file (read anew for each request), or the token itself.",
             ),
-            Variable(SECRET_TTL, Kind.DURATION, "86400s", "Certificate lifetime asked for."),
+            Variable(
+                SECRET_TTL,
+                Kind.DURATION,
+                f"{defaults.CERTIFICATE_SECONDS}s",
+                "Certificate lifetime asked for.",
+            ),
             Variable(
                 XDS_HEADER_PREFIX + "*",
                 Kind.TEXT,
@@ -346,7 +358,7 @@ SECTIONS: Final = (
     Section(
         "In-pod mode and sockets",
         (
-            Variable(INPOD_UDS, Kind.PATH, "/var/run/ztunnel/ztunnel.sock", "istio-cni's seqpacket socket."),
+            Variable(INPOD_UDS, Kind.PATH, defaults.INPOD_SOCKET, "istio-cni's seqpacket socket."),
             Variable(INPOD_PORT_REUSE, Kind.BOOL, "true", "SO_REUSEPORT on listeners inside pods."),
             Variable(
                 PACKET_MARK,
@@ -368,9 +380,16 @@ SECTIONS: Final = (
             ),
             Variable(ENABLE_RESPONSE_BAGGAGE, Kind.BOOL, "true", "Use and answer baggage on HBONE."),
             Variable(KEEPALIVE_ENABLED, Kind.BOOL, "true", "TCP keepalive."),
-            Variable(KEEPALIVE_TIME, Kind.DURATION, "180s", "Idle time before the first probe."),
-            Variable(KEEPALIVE_INTERVAL, Kind.DURATION, "180s", "Time between probes."),
-            Variable(KEEPALIVE_RETRIES, Kind.U32, "9", "Probes before giving up."),
+            Variable(
+                KEEPALIVE_TIME,
+                Kind.DURATION,
+                f"{defaults.KEEPALIVE_SECONDS}s",
+                "Idle time before the first probe.",
+            ),
+            Variable(
+                KEEPALIVE_INTERVAL, Kind.DURATION, f"{defaults.KEEPALIVE_SECONDS}s", "Time between probes."
+            ),
+            Variable(KEEPALIVE_RETRIES, Kind.U32, str(defaults.KEEPALIVE_PROBES), "Probes before giving up."),
             Variable(
                 USER_TIMEOUT_ENABLED, Kind.BOOL, "false", "TCP_USER_TIMEOUT = time + retries × interval."
             ),
@@ -379,18 +398,36 @@ SECTIONS: Final = (
     Section(
         "HTTP/2 and the tunnel pool",
         (
-            Variable(HTTP2_STREAM_WINDOW_SIZE, Kind.U32, "4194304", "A stream's window; at most 2147483647."),
+            Variable(
+                HTTP2_STREAM_WINDOW_SIZE,
+                Kind.U32,
+                str(defaults.STREAM_WINDOW),
+                "A stream's window; at most 2147483647.",
+            ),
             Variable(
                 HTTP2_CONNECTION_WINDOW_SIZE,
                 Kind.U32,
-                "16777216",
+                str(defaults.CONNECTION_WINDOW),
                 "A tunnel's window; 65535 to 2147483647.",
             ),
-            Variable(HTTP2_FRAME_SIZE, Kind.U32, "1048576", "Largest frame taken; 16384 to 16777215."),
             Variable(
-                POOL_MAX_STREAMS_PER_CONNECTION, Kind.U16, "100", "Streams before another tunnel is opened."
+                HTTP2_FRAME_SIZE,
+                Kind.U32,
+                str(defaults.FRAME_SIZE),
+                "Largest frame taken; 16384 to 16777215.",
             ),
-            Variable(POOL_UNUSED_RELEASE_TIMEOUT, Kind.DURATION, "300s", "Life of an idle tunnel."),
+            Variable(
+                POOL_MAX_STREAMS_PER_CONNECTION,
+                Kind.U16,
+                str(defaults.STREAMS_PER_TUNNEL),
+                "Streams before another tunnel is opened.",
+            ),
+            Variable(
+                POOL_UNUSED_RELEASE_TIMEOUT,
+                Kind.DURATION,
+                f"{defaults.TUNNEL_IDLE_SECONDS}s",
+                "Life of an idle tunnel.",
+            ),
         ),
     ),
     Section(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ztunnel_trio.facts import defaults
 from ztunnel_trio.facts.linux import SO_MARK
 
 log = logging.getLogger("ztunnel::socket")
@@ -27,9 +28,9 @@ class SocketSettings:
 
     mark: int | None = None
     keepalive: bool = True  # KEEPALIVE_ENABLED
-    keepalive_idle_seconds: int = 180  # KEEPALIVE_TIME
-    keepalive_interval_seconds: int = 180  # KEEPALIVE_INTERVAL
-    keepalive_probes: int = 9  # KEEPALIVE_RETRIES
+    keepalive_idle_seconds: int = defaults.KEEPALIVE_SECONDS  # KEEPALIVE_TIME
+    keepalive_interval_seconds: int = defaults.KEEPALIVE_SECONDS  # KEEPALIVE_INTERVAL
+    keepalive_probes: int = defaults.KEEPALIVE_PROBES  # KEEPALIVE_RETRIES
     user_timeout: bool = False  # USER_TIMEOUT_ENABLED
     reuse_port: bool = True  # INPOD_PORT_REUSE
     ipv6: bool = True  # IPV6_ENABLED

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 import trio
 
+from ztunnel_trio.facts import defaults
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.refusal import Refused
@@ -32,8 +33,8 @@ class PoolKey:
 class PoolSettings:
     """Limits of one pool."""
 
-    max_streams: int = 100  # a tunnel; POOL_MAX_STREAMS_PER_CONNECTION
-    idle_seconds: float = 300.0  # since last use; POOL_UNUSED_RELEASE_TIMEOUT
+    max_streams: int = defaults.STREAMS_PER_TUNNEL  # POOL_MAX_STREAMS_PER_CONNECTION
+    idle_seconds: float = defaults.TUNNEL_IDLE_SECONDS  # since last use; POOL_UNUSED_RELEASE_TIMEOUT
     max_idle_tunnels: int = 500  # ztunnel src/proxy/pool.rs: least recently used go first
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from tests.fakes.machine import loaded
-from ztunnel_trio.config.control_plane import ROOT_FILE, TOKEN_FILE
 from ztunnel_trio.config.document import dump_config
+from ztunnel_trio.facts.defaults import ROOT_FILE, TOKEN_FILE
 from ztunnel_trio.model.source import FromFile, Literal, SystemRoots
 
 

@@ -2,8 +2,8 @@ import pytest
 
 from tests.fakes.machine import loaded
 from ztunnel_trio.config import ProxyMode, Unstartable
-from ztunnel_trio.config.load import INPOD_SOCKET
 from ztunnel_trio.errors import ConfigError
+from ztunnel_trio.facts.defaults import INPOD_SOCKET
 from ztunnel_trio.grammar import Localhost
 
 

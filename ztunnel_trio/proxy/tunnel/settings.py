@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ztunnel_trio.facts import defaults
 from ztunnel_trio.wire.http2.budgets import ALLOWANCES, Allowance, Excess
 from ztunnel_trio.wire.http2.settings import Http2Settings
 
@@ -11,13 +12,13 @@ from ztunnel_trio.wire.http2.settings import Http2Settings
 class TunnelSettings:
     """Defaults of the reference (ztunnel src/config.rs, src/proxy/h2.rs)."""
 
-    stream_window: int = 4_194_304
-    connection_window: int = 16_777_216
-    frame_size: int = 1_048_576
+    stream_window: int = defaults.STREAM_WINDOW
+    connection_window: int = defaults.CONNECTION_WINDOW
+    frame_size: int = defaults.FRAME_SIZE
     client_header_list_size: int = 16_384
     server_header_list_size: int = 65_536
     max_streams: int = 200
-    assumed_peer_streams: int = 100  # POOL_MAX_STREAMS_PER_CONNECTION, until the peer's SETTINGS say
+    assumed_peer_streams: int = defaults.STREAMS_PER_TUNNEL  # until the peer's SETTINGS say
     ping_interval_seconds: float = 10.0
     ping_timeout_seconds: float = 20.0
     doubt_seconds: float = 1.0  # a CONNECT unanswered for so long has the peer asked whether it lives
