@@ -11,6 +11,9 @@ The second part needs root: a lab of one node, three captured pods. Between two 
 exchanges `MESSAGE_BYTES` back and forth through the proxy, while the third asks nothing, asks `LIVE_QUERIES`
 questions a second that it answers itself (what asking costs a small machine), and asks the proxy as many.
 The stretches alternate, so that all see the same machine.
+
+`--hostile` measures those round trips while the third pod asks `HOSTILE_QUERIES` questions of 110 labels a
+second, and while it sends as many datagrams to a port where nobody listens.
 """
 
 import argparse
@@ -27,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 
 import dns.message
@@ -36,7 +40,8 @@ from tests.benchmarks import yardstick
 from tests.fakes.dns_mesh import CLIENT, kubernetes, mesh_of
 from ztunnel_trio.dns.forward import Forwarder
 from ztunnel_trio.dns.resolv_conf import ResolvConf
-from ztunnel_trio.dns.server import DnsServer, DnsSettings, bind
+from ztunnel_trio.dns.server import DnsServer, bind
+from ztunnel_trio.dns.settings import DnsSettings
 from ztunnel_trio.lab import resources
 from ztunnel_trio.lab.hosts import Host
 from ztunnel_trio.lab.mesh import LabSettings, open_lab
@@ -53,6 +58,7 @@ OUTSTANDING = 32
 MESSAGE_BYTES, ECHO_PORT = 100, 8080
 CAPTURED_RESOLVER = "10.96.0.10"
 LIVE_QUERIES = 2000
+HOSTILE_QUERIES = 20_000
 STRETCHES = 3
 
 
@@ -314,6 +320,55 @@ async def live_traffic(seconds: float) -> yardstick.Figures:
         }
 
 
+def hostile_queries() -> list[bytes]:
+    """Names of 110 labels below a search domain, more of them than a server keeps answers."""
+    labels = ".".join("a" * 105)
+    names = [f"{labels}.b{n}.{CLIENT.namespace}.svc.cluster.local" for n in range(4096)]
+    return [dns.message.make_query(name, "A", id=7).to_wire() for name in names]
+
+
+def flood(host: Host, target: tuple[str, int]) -> None:
+    """Ask `HOSTILE_QUERIES` a second from a pod, whatever becomes of them."""
+    queries = itertools.cycle(hostile_queries())
+    with host.make_socket(kind=socket.SOCK_DGRAM) as sock:
+        sock.connect(target)
+        sock.setblocking(False)
+        began, asked = time.perf_counter(), 0
+        while True:
+            due = int((time.perf_counter() - began) * HOSTILE_QUERIES)
+            for _ in range(due - asked):
+                with suppress(OSError):  # refused, or the queue is full
+                    sock.send(next(queries))
+            asked = due
+            with suppress(OSError):
+                while sock.recv(4096):
+                    pass
+            time.sleep(0.001)
+
+
+async def hostile_traffic(seconds: float) -> yardstick.Figures:
+    """Round trips through the proxy while one pod floods: a port nobody listens on, then the name server."""
+    async with open_lab(LabSettings(nodes=("node-1",), watch_wire=False)) as lab:
+        client, server, asker = [await lab.add_pod(name, node="node-1") for name in ("a", "b", "asker")]
+        await lab.start()
+        unused, asked = Stretch(), Stretch()
+        target = SocketAddress(server.ip, ECHO_PORT)
+        places = ((unused, (str(LOOPBACK), 9)), (asked, (CAPTURED_RESOLVER, 53)))
+        with forked(lambda: echo(server.host)):
+            await trio.sleep(0.2)
+            for _ in range(STRETCHES):
+                for stretch, place in places:
+                    with forked(partial(flood, asker.host, place)):
+                        await trio.sleep(0.3)
+                        stretch.times += await trio.to_thread.run_sync(exchange, client.host, target, seconds)
+        figures = {**unused.figures("flood of an unused port"), **asked.figures("flood of questions")}
+        figures["flood of questions to one of an unused port: p99 ratio"] = (
+            figures["round trip, flood of questions: p99 us"]
+            / figures["round trip, flood of an unused port: p99 us"]
+        )
+        return figures
+
+
 async def stretch_beside_questions(
     stretch: Stretch, asker: Host, client: Host, target: SocketAddress, seconds: float, *, itself: bool
 ) -> None:
@@ -332,6 +387,8 @@ async def stretch_beside_questions(
 
 
 def measure(chosen: argparse.Namespace) -> yardstick.Figures:
+    if chosen.hostile:
+        return trio.run(hostile_traffic, chosen.seconds)
     upstream, ours, stock = free_port(), free_port(), free_port()
     with forked(lambda: serve_upstream(upstream)):
         with forked(lambda: serve_ours(ours, upstream)) as pid:
@@ -348,5 +405,6 @@ def measure(chosen: argparse.Namespace) -> yardstick.Figures:
 if __name__ == "__main__":
     options = yardstick.options(__doc__)
     options.add_argument("--dnsmasq", default=shutil.which("dnsmasq"))
+    options.add_argument("--hostile", action="store_true", help="only: round trips while one pod floods")
     options.add_argument("--seconds", type=float, default=2.0)
     yardstick.run(options, measure, rounds=1)

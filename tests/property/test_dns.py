@@ -127,8 +127,8 @@ def test_reading_an_answer_fails_by_its_senders_fault_only(reply: bytes) -> None
 MESH = reference_mesh()
 
 
-@given(st.lists(st.text("abcsv*.-", min_size=1, max_size=12), max_size=8).map(tuple), st.sampled_from([4, 6]))
-def test_every_name_has_a_verdict_and_addresses_are_never_none(name: tuple[str, ...], version: int) -> None:
+@given(st.text("abcsv*.-", max_size=90), st.sampled_from([4, 6]))
+def test_every_name_has_a_verdict_and_addresses_are_never_none(name: str, version: int) -> None:
     found = answer(name, version=version, client=CLIENT, mesh=MESH, settings=NameSettings())
 
     assert not isinstance(found, Addresses) or found.addresses

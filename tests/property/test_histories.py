@@ -70,7 +70,7 @@ TARGETS = [
     for ip in (*VIPS, "10.0.0.2", "10.1.0.77", "192.0.2.1")
     for port in (80, 22)
 ]
-NAMES = [tuple(name.split(".")) for name in (*HOSTS[:2], "x.wild.example", "a", "wild.example")]
+NAMES = (*HOSTS[:2], "x.wild.example", "a", "wild.example")
 
 Payload = tuple[str, str, bytes]
 """Type URL, resource name, encoded resource."""

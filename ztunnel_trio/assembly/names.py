@@ -5,7 +5,9 @@ from ztunnel_trio.config import ProxyMode
 from ztunnel_trio.decide.answer import NameSettings
 from ztunnel_trio.dns import server as dns_server
 from ztunnel_trio.dns.forward import Forwarder
-from ztunnel_trio.dns.server import DnsServer, DnsSettings
+from ztunnel_trio.dns.server import DnsServer
+from ztunnel_trio.dns.settings import DnsSettings
+from ztunnel_trio.dns.share import Share
 from ztunnel_trio.grammar import Localhost
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.sockets import SocketFactory
@@ -25,7 +27,7 @@ def make_dns_server(parts: Parts, sockets: SocketFactory, info: WorkloadInfo) ->
         preferred_namespace=config.preferred_service_namespace,
         ipv6=config.ipv6_enabled,
     )
-    where = dns_server.Localhost(address.port) if isinstance(address, Localhost) else address
+    where = dns_server.LoopbackPort(address.port) if isinstance(address, Localhost) else address
     return DnsServer(
         sockets=dns_server.bind(sockets, where, ipv6=config.ipv6_loopback),
         live=parts.live,
@@ -35,4 +37,5 @@ def make_dns_server(parts: Parts, sockets: SocketFactory, info: WorkloadInfo) ->
         metrics=parts.metrics,
         rng=parts.rng,
         budget=parts.queries,
+        share=Share(parts.dns_allowance, lambda: parts.engine.moved),
     )

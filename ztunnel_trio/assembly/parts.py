@@ -15,6 +15,7 @@ from ztunnel_trio.config import Config
 from ztunnel_trio.control.ads_client import AdsClient
 from ztunnel_trio.control.local_mesh import LocalMesh
 from ztunnel_trio.dns.forward import Budget
+from ztunnel_trio.dns.share import PART_OF_ALL_PODS, LoopAllowance
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.net.engine import Engine
 from ztunnel_trio.net.tls.contexts import TlsContexts
@@ -52,3 +53,4 @@ class Parts:
     servers: list[HttpServer]
     workload_proxies: WorkloadProxies | None = None  # once its nursery is open
     queries: Budget = field(default_factory=lambda: Budget(DNS_IN_FLIGHT))  # forwarded, of all pods together
+    dns_allowance: LoopAllowance = field(default_factory=lambda: LoopAllowance(PART_OF_ALL_PODS))

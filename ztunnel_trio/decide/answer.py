@@ -3,21 +3,25 @@
 A question is tried under several names, its *aliases*: as asked, as Kubernetes would complete a short name,
 and, for a name a pod's resolver has completed from its search list, without that suffix again. Each alias is
 tried exactly and then under ever wider wildcards. The first service found ends the search; a name nobody
-owns is for the cluster's resolver.
+owns is for the cluster's resolver, but for `localhost` and what is below it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol
 
 from ztunnel_trio.mesh.services import best
 from ztunnel_trio.model.address import IPAddress, NamespacedHostname
 from ztunnel_trio.model.service import Endpoint, IPFamilies, Service
 from ztunnel_trio.model.workload import Health, Workload
 
-Name = tuple[str, ...]
-"""Lower-case labels, leftmost first, without the root."""
+LOOPBACK: Final[Mapping[int, IPAddress]] = MappingProxyType(
+    {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+)
 
 
 class NamedServices(Protocol):
@@ -25,6 +29,10 @@ class NamedServices(Protocol):
 
     def services_named(self, hostname: str) -> Sequence[Service]:
         """Every service of that hostname, in the order of their names."""
+        ...
+
+    def wildcard_labels(self) -> Sequence[int]:
+        """How many labels the hostnames `*.…` have behind the star, most first, each once."""
         ...
 
     def endpoints(self, key: NamespacedHostname) -> Mapping[str, Endpoint]:
@@ -53,10 +61,10 @@ class NoAddress(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The mesh's answer, never empty. `alias_of`: what the name asked for is a CNAME of, as labels."""
+    """The mesh's answer, never empty. `alias_of`: what the name asked for is a CNAME of."""
 
     addresses: tuple[IPAddress, ...]
-    alias_of: Name | None = None
+    alias_of: str | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -78,98 +86,140 @@ class Forward:
 Verdict = Addresses | Empty | Forward
 
 
-@dataclass(frozen=True, slots=True)
-class Alias:
+class Alias(NamedTuple):
     """A name to try; `stripped` is what was left of the question without its search domain, or None."""
 
-    name: Name
-    stripped: Name | None = None
+    name: str
+    stripped: str | None = None
 
 
-def kubernetes_names(name: Name, namespace: str, cluster_domain: Name) -> list[Name]:
+def kubernetes_names(name: str, namespace: str, cluster_domain: str) -> list[str]:
     """What a short name may stand for, in the order Kubernetes' own search list would try it."""
-    services = ("svc", *cluster_domain)
-    match name:
-        case (_,):
-            return [(*name, namespace, *services)]
-        case (_, _):
-            return [(*name, *services), (*name, namespace, *services)]
-        case (_, _, "svc"):
-            return [(*name, *cluster_domain), (*name, *services)]
-        case (_, _, _):
-            return [(*name, *services)]
-        case (_, _, _, "svc"):
-            return [(*name, *cluster_domain)]
+    dots = name.count(".")
+    if not name or dots > 3:
+        return []
+    is_service = name.endswith(".svc")
+    services = f"svc.{cluster_domain}"
+    match dots:
+        case 0:
+            return [f"{name}.{namespace}.{services}"]
+        case 1:
+            return [f"{name}.{services}", f"{name}.{namespace}.{services}"]
+        case 2 if is_service:
+            return [f"{name}.{cluster_domain}", f"{name}.{services}"]
+        case 2:
+            return [f"{name}.{services}"]
         case _:
-            return []
+            return [f"{name}.{cluster_domain}"] if is_service else []
 
 
-def without_domain(name: Name, domain: Name) -> Name | None:
+def without_domain(name: str, domain: str) -> str | None:
     """`name` without the domain it lies in; None if it lies elsewhere or is the domain itself."""
-    if len(name) <= len(domain) or not domain or domain[0] == "*" or name[-len(domain) :] != domain:
+    if not domain or domain[0] == "*" or not name.endswith(domain):
         return None
-    return name[: -len(domain)]
+    rest = name[: -len(domain)]
+    return rest[:-1] if len(rest) > 1 and rest[-1] == "." else None
 
 
-def aliases(name: Name, namespace: str, cluster_domain: Name, search: Sequence[Name]) -> list[Alias]:
+def aliases(name: str, namespace: str, cluster_domain: str, search: Sequence[str]) -> Iterator[Alias]:
     """Every name to try for a question, best first, each once."""
-    found = {name: Alias(name)}
+    found = {name}
+    yield Alias(name)
     for completed in kubernetes_names(name, namespace, cluster_domain):
-        found.setdefault(completed, Alias(completed))
+        if completed not in found:
+            found.add(completed)
+            yield Alias(completed)
     for domain in search:
         stripped = without_domain(name, domain)
         if stripped is not None:
             for tried in (stripped, *kubernetes_names(stripped, namespace, cluster_domain)):
-                found.setdefault(tried, Alias(tried, stripped))
-    return list(found.values())
+                if tried not in found:
+                    found.add(tried)
+                    yield Alias(tried, stripped)
 
 
-def with_wildcards(name: Name) -> Iterator[Name]:
-    """The name, then the wildcards it falls under, narrowest first."""
+def with_wildcards(name: str, wildcard_labels: Sequence[int]) -> Iterator[str]:
+    """The name, then the wildcards it falls under, narrowest first: those of as many labels as there are any.
+
+    `wildcard_labels` says how many labels the wildcards that exist have behind their star, most first.
+    """
     yield name
-    for start in range(1, len(name)):
-        yield ("*", *name[start:])
+    for count in wildcard_labels:
+        beginning, *rest = name.rsplit(".", count)
+        if len(rest) == count and beginning:
+            yield f"*{name[len(beginning) :]}"
 
 
-def search_domains(namespace: str, settings: NameSettings) -> list[Name]:
+@lru_cache(maxsize=1024)
+def search_domains(namespace: str, settings: NameSettings) -> tuple[str, ...]:
     """The domains a client's resolver appends to short names."""
     if settings.search is not None:
-        return [_labels(domain) for domain in settings.search]
-    cluster = _labels(settings.cluster_domain)
-    return [(namespace, "svc", *cluster), ("svc", *cluster), cluster]
+        return tuple([_plain(domain) for domain in settings.search])
+    cluster = _plain(settings.cluster_domain)
+    return f"{namespace}.svc.{cluster}", f"svc.{cluster}", cluster
+
+
+def is_localhost(name: str) -> bool:
+    """Whether a name is `localhost` or below it, which is this very host (RFC 6761 6.3)."""
+    return name == "localhost" or name.endswith(".localhost")
 
 
 def answer(
-    name: Name, *, version: int, client: Workload, mesh: NamedServices, settings: NameSettings
+    name: str, *, version: int, client: Workload, mesh: NamedServices, settings: NameSettings
 ) -> Verdict:
-    """What `client` is told about the addresses of IP `version` 4 or 6 of a name."""
-    cluster = _labels(settings.cluster_domain)
+    """What `client` is told about the addresses of IP `version` 4 or 6 of a name.
+
+    The name is lower case, without the dot at its end. What is looked up does not grow with the name: a few
+    aliases of it, and of each no more wildcards than the mesh has of different length.
+    """
+    wildcard_labels = mesh.wildcard_labels()
+    domains = search_domains(client.namespace, settings)
     notes: list[str] = []
-    for alias in aliases(name, client.namespace, cluster, search_domains(client.namespace, settings)):
-        for tried in with_wildcards(alias.name):
-            service = _owner(".".join(tried), client.namespace, mesh, settings, notes)
-            if service is None:
-                continue
-            if not _has_family(service, version, settings):
-                return Empty(NoAddress.OTHER_FAMILY, tuple(notes))
-            addresses = _addresses(service, version, client.network, mesh)
-            if not addresses:
-                return Empty(NoAddress.NONE, tuple(notes))
-            alias_of = None if service.hostname.startswith("*.") else alias.stripped
-            return Addresses(addresses, alias_of, tuple(notes))
+    for alias in aliases(name, client.namespace, _plain(settings.cluster_domain), domains):
+        for tried in with_wildcards(alias.name, wildcard_labels):
+            service = _owner(tried, client.namespace, mesh, settings, notes)
+            if service is not None:
+                return _answer_of(service, alias, version, client, mesh, settings, tuple(notes))
+    if is_localhost(name):
+        if version == 6 and not settings.ipv6:
+            return Empty(NoAddress.OTHER_FAMILY, tuple(notes))
+        return Addresses((LOOPBACK[version],), None, tuple(notes))
     return Forward(tuple(notes))
 
 
-def _labels(domain: str) -> Name:
-    return tuple(domain.lower().strip(".").split("."))
+def _answer_of(
+    service: Service,
+    alias: Alias,
+    version: int,
+    client: Workload,
+    mesh: NamedServices,
+    settings: NameSettings,
+    notes: tuple[str, ...],
+) -> Verdict:
+    """What the service that owns an alias answers."""
+    if not _has_family(service, version, settings):
+        return Empty(NoAddress.OTHER_FAMILY, notes)
+    addresses = _addresses(service, version, client.network, mesh)
+    if not addresses:
+        return Empty(NoAddress.NONE, notes)
+    return Addresses(addresses, None if service.hostname.startswith("*.") else alias.stripped, notes)
+
+
+@lru_cache(maxsize=64)
+def _plain(domain: str) -> str:
+    """A domain in lower case without dots around it."""
+    return domain.lower().strip(".")
 
 
 def _owner(
     hostname: str, namespace: str, mesh: NamedServices, settings: NameSettings, notes: list[str]
 ) -> Service | None:
     """The service that answers for a hostname: with VIPs or of Kubernetes' headless kind, and visible."""
+    named = mesh.services_named(hostname)
+    if not named:
+        return None
     candidates = []
-    for service in mesh.services_named(hostname):
+    for service in named:
         if not service.vips and not service.hostname.endswith(f".svc.{settings.cluster_domain}"):
             continue  # the endpoints of a foreign name are the upstream resolver's business
         if not service.is_visible_to(namespace):

@@ -9,6 +9,10 @@ A try asks the servers in turn: the next one when the one before has failed, has
 for its share of the try's time, and then listens to both. The first definite answer ends it; an error code is
 given back when no server does better. A try without any answer is repeated.
 
+A server that fails, or is silent while another one answers, is not asked first for `ASIDE_SECONDS`; it is
+then asked first again, but until it has answered the next one is asked at the same time. What a pod learns of
+its servers is its own: nobody else's questions go elsewhere for what it asked.
+
 Bounds: a query holds at most one socket a server, and `Budget` limits the queries in flight.
 """
 
@@ -16,7 +20,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
@@ -76,6 +80,37 @@ class Budget:
             self.whole.give_back()
 
 
+ASIDE_SECONDS: Final = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class ServerOrder:
+    """In which order to ask some servers, from how they have answered so far. `now` is in seconds."""
+
+    servers: tuple[SocketAddress, ...]
+    _aside_until: dict[SocketAddress, float] = field(default_factory=dict)
+
+    def at(self, now: float) -> list[SocketAddress]:
+        """All of them: first those that were not set aside lately, each in the order of the file."""
+        aside = self._aside_until
+        if not aside:
+            return list(self.servers)
+        return sorted(self.servers, key=lambda server: aside.get(server, now) > now)
+
+    def is_doubted(self, server: SocketAddress) -> bool:
+        """Whether it has failed and has not answered since."""
+        return server in self._aside_until
+
+    def has_answered(self, server: SocketAddress) -> None:
+        """It works."""
+        if self._aside_until:
+            self._aside_until.pop(server, None)
+
+    def has_failed(self, server: SocketAddress, now: float) -> None:
+        """It does not: an error, or silence where another one has answered."""
+        self._aside_until[server] = now + ASIDE_SECONDS
+
+
 def _random_id() -> int:
     return secrets.randbits(16)
 
@@ -87,6 +122,10 @@ class Forwarder:
     sockets: ClientSockets
     conf: ResolvConf
     new_id: Callable[[], int] = _random_id
+    order: ServerOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.order = ServerOrder(tuple(self.conf.servers))
 
     async def exchange(self, query: bytes, via: Via) -> bytes:
         """The answer to a message of 12 bytes or more, under the message's own id.
@@ -155,10 +194,12 @@ class _Try:
     via: Via
     failures: list[str]
     best: bytes | None = None
+    unheard: list[SocketAddress] = field(default_factory=list)  # asked, and neither answered nor failed
 
     async def run(self) -> None:
         """Return with the first definite answer, or when every server has had its say."""
-        servers = self.forwarder.conf.servers
+        order = self.forwarder.order
+        servers = order.at(trio.current_time())
         if len(servers) == 1:
             await self._hear(servers[0])
             return
@@ -166,15 +207,23 @@ class _Try:
         async with trio.open_nursery() as nursery:
             for server in servers:
                 finished = trio.Event()
+                self.unheard.append(server)
                 nursery.start_soon(self._hear_among, server, finished, nursery.cancel_scope)
-                with trio.move_on_after(share):
+                with trio.move_on_after(0 if order.is_doubted(server) else share):
                     await finished.wait()
 
     async def _hear_among(
         self, server: SocketAddress, finished: trio.Event, others: trio.CancelScope
     ) -> None:
+        order = self.forwarder.order
         if await self._hear(server):
+            order.has_answered(server)
+            first = self.unheard[0]
+            if first != server:  # the one that was asked before is silent
+                order.has_failed(first, trio.current_time())
             others.cancel(reason="another server has answered")
+        else:
+            self.unheard.remove(server)
         finished.set()
 
     async def _hear(self, server: SocketAddress) -> bool:
@@ -183,9 +232,11 @@ class _Try:
             reply = await self.forwarder.ask(server, self.query, self.via)
         except OSError as error:
             self.failures.append(f"io error: {os_error_text(error)}")
+            self.forwarder.order.has_failed(server, trio.current_time())
             return False
         except (PeerBrokeProtocol, trio.BrokenResourceError) as error:
             self.failures.append(f"io error: {error}")
+            self.forwarder.order.has_failed(server, trio.current_time())
             return False
         if rcode_of(reply) in DEFINITE_RCODES:
             self.best = reply

@@ -164,7 +164,8 @@ class Services:
 
     def all_named(self, hostname: str) -> tuple[Service, ...]:
         """Every service of a hostname, by name."""
-        return tuple(self._by_host.get(hostname, ()))
+        found = self._by_host.get(hostname)
+        return () if found is None else tuple(found)
 
     def wildcard_labels(self) -> tuple[int, ...]:
         """How many labels the known wildcard hostnames have behind their `*`, most first."""

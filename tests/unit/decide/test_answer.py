@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -28,6 +29,7 @@ from ztunnel_trio.model.service import (
     LoadBalancer,
     LoadBalancingMode,
     NetworkCidr,
+    Service,
     Visibility,
 )
 from ztunnel_trio.model.workload import Health
@@ -35,8 +37,8 @@ from ztunnel_trio.model.workload import Health
 SETTINGS = NameSettings(preferred_namespace="preferred-ns")
 
 
-def name(text: str) -> tuple[str, ...]:
-    return tuple(text.removesuffix(".").split("."))
+def name(text: str) -> str:
+    return text.removesuffix(".")
 
 
 def look_up(mesh: Mesh, asked: str, kind: str = "A", settings: NameSettings = SETTINGS) -> Verdict:
@@ -64,7 +66,7 @@ def test_only_a_name_below_a_domain_has_something_left_without_it(asked: str, re
 
 def test_nothing_lies_below_a_wildcard_or_below_nothing() -> None:
     assert without_domain(name("a.b.c"), name("*.c")) is None
-    assert without_domain(name("a.b.c"), ()) is None
+    assert without_domain(name("a.b.c"), "") is None
 
 
 @pytest.mark.parametrize(
@@ -87,8 +89,8 @@ def test_short_names_are_completed_as_kubernetes_would(host: str, expansions: li
 
 
 def test_the_root_is_completed_to_nothing() -> None:
-    assert kubernetes_names((), "ns1", name("cluster.local")) == []
-    assert isinstance(answer((), version=4, client=CLIENT, mesh=reference_mesh(), settings=SETTINGS), Forward)
+    assert kubernetes_names("", "ns1", name("cluster.local")) == []
+    assert isinstance(answer("", version=4, client=CLIENT, mesh=reference_mesh(), settings=SETTINGS), Forward)
 
 
 @pytest.mark.parametrize(
@@ -108,29 +110,30 @@ def test_the_root_is_completed_to_nothing() -> None:
     ],
 )
 def test_wildcards_are_tried_from_the_narrowest(asked: str, tried: list[str]) -> None:
-    assert list(with_wildcards(name(asked))) == [name(one) for one in tried]
+    assert list(with_wildcards(name(asked), [9, 4, 3, 2, 1])) == [name(one) for one in tried]
+    assert list(with_wildcards(name(asked), ())) == [name(asked)]
 
 
 def test_a_pod_has_the_search_domains_of_its_namespace() -> None:
     domains = search_domains("default-ns", SETTINGS)
 
-    assert domains == [name("default-ns.svc.cluster.local"), name("svc.cluster.local"), name("cluster.local")]
+    assert domains == ("default-ns.svc.cluster.local", "svc.cluster.local", "cluster.local")
 
 
 def test_a_dedicated_proxy_has_the_search_domains_of_its_resolv_conf() -> None:
-    assert search_domains("ns1", NameSettings(search=("example.com.",))) == [("example", "com")]
+    assert search_domains("ns1", NameSettings(search=("example.com.",))) == ("example.com",)
 
 
 def test_each_alias_is_tried_once_and_remembers_the_name_without_its_domain() -> None:
     search = [name("ns1.svc.cluster.local"), name("svc.cluster.local"), name("cluster.local")]
 
-    found = aliases(name("a.ns1.svc.cluster.local"), "ns1", name("cluster.local"), search)
+    found = list(aliases(name("a.ns1.svc.cluster.local"), "ns1", name("cluster.local"), search))
 
     assert found == [
         Alias(name("a.ns1.svc.cluster.local")),
-        Alias(("a",), ("a",)),
-        Alias(("a", "ns1"), ("a", "ns1")),
-        Alias(name("a.ns1.ns1.svc.cluster.local"), ("a", "ns1")),
+        Alias("a", "a"),
+        Alias("a.ns1", "a.ns1"),
+        Alias("a.ns1.ns1.svc.cluster.local", "a.ns1"),
         Alias(name("a.ns1.svc"), name("a.ns1.svc")),
         Alias(name("a.ns1.svc.svc.cluster.local"), name("a.ns1.svc")),
     ]
@@ -300,3 +303,44 @@ def test_an_unhealthy_endpoint_of_a_local_file_is_not_listed() -> None:
     mesh.apply(Batch(addresses=[ServiceEntry(service, {"a": Endpoint("a", {}, Health.UNHEALTHY)})]))
 
     assert look_up(mesh, "h") == Empty(NoAddress.NONE)
+
+
+class Counting:
+    """A mesh that counts what it is asked."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.looked_up: list[str] = []
+        self.endpoints, self.workload = mesh.endpoints, mesh.workload
+        self.wildcard_labels = mesh.wildcard_labels
+
+    def services_named(self, hostname: str) -> Sequence[Service]:
+        self.looked_up.append(hostname)
+        return self.mesh.services_named(hostname)
+
+
+def test_only_what_can_exist_is_looked_up_whatever_the_name() -> None:
+    mesh = mesh_of([external("*.x.io", "ns1", "10.0.0.1"), external("*.io", "ns1", "10.0.0.2")])
+    counting = Counting(mesh)
+    long = ".".join("a" * 110) + ".ns1.svc.cluster.local"
+
+    found = answer(long, version=4, client=CLIENT, mesh=counting, settings=SETTINGS)
+
+    assert isinstance(found, Forward)
+    assert len(counting.looked_up) <= 12
+    assert texts(look_up(mesh, ".".join("a" * 110) + ".x.io")) == ["10.0.0.1"]
+    assert texts(look_up(mesh, ".".join("a" * 110) + ".y.io")) == ["10.0.0.2"]
+
+
+@pytest.mark.parametrize("asked", ["localhost", "x.localhost", "a.b.localhost"])
+def test_localhost_and_what_is_below_it_are_answered_here(asked: str) -> None:
+    mesh = mesh_of([])
+
+    assert texts(look_up(mesh, asked)) == ["127.0.0.1"]
+    assert texts(look_up(mesh, asked, "AAAA")) == ["::1"]
+    assert look_up(mesh, asked, "AAAA", replace(SETTINGS, ipv6=False)) == Empty(NoAddress.OTHER_FAMILY)
+
+
+@pytest.mark.parametrize("asked", ["localhost.example", "notlocalhost", "localhost.localdomain"])
+def test_what_only_looks_like_localhost_is_passed_on(asked: str) -> None:
+    assert isinstance(look_up(mesh_of([]), asked), Forward)

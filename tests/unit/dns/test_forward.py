@@ -11,7 +11,7 @@ import trio
 from tests.fakes.cancellation import cancelled_everywhere_now
 from tests.fakes.trio_test import trio_test
 from tests.fakes.upstream_dns import FACTORY, Answer, Upstream, silent, upstream, zone
-from ztunnel_trio.dns.forward import Budget, Forwarder, Via
+from ztunnel_trio.dns.forward import ASIDE_SECONDS, Budget, Forwarder, Via
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.address import SocketAddress
@@ -163,6 +163,61 @@ async def test_the_next_server_is_asked_at_once_when_the_first_fails() -> None:
         reply = await forwarder(first, await unused_address(), second).exchange(ASKED, Via.UDP)
 
     assert (reply, trio.current_time()) == (with_id(ZONE(ASKED)[0], 7), began)
+
+
+@trio_test(autojump=True)
+async def test_a_server_that_was_silent_is_not_asked_first_for_a_while() -> None:
+    async with upstream(silent) as first, upstream(ZONE) as second:
+        asking = forwarder(first, second, timeout=5)
+        await asking.exchange(ASKED, Via.UDP)
+        began = trio.current_time()
+        for _ in range(3):
+            await asking.exchange(ASKED, Via.UDP)
+        assert trio.current_time() == began
+        assert len(first.asked) == 1
+
+        await trio.sleep(ASIDE_SECONDS)
+        began = trio.current_time()
+        await asking.exchange(ASKED, Via.UDP)  # asked first again, and the next one beside it
+
+    assert trio.current_time() == began
+    assert len(first.asked) == 2
+
+
+@trio_test(autojump=True)
+async def test_a_server_that_works_again_is_trusted_again() -> None:
+    answers: list[Answer] = [silent]
+    async with upstream(lambda message: answers[0](message)) as first, upstream(ZONE) as second:
+        asking = forwarder(first, second)
+        await asking.exchange(ASKED, Via.UDP)
+        assert asking.order.is_doubted(first.address)
+        answers[0] = ZONE
+        second.udp = silent
+        await trio.sleep(ASIDE_SECONDS)
+        await asking.exchange(ASKED, Via.UDP)
+
+    assert not asking.order.is_doubted(first.address)
+
+
+@trio_test
+async def test_an_error_code_sets_no_server_aside() -> None:
+    async with upstream(zone({("www.example.com.", "A"): 2})) as first, upstream(ZONE) as second:
+        asking = forwarder(first, second)
+        await asking.exchange(ASKED, Via.UDP)
+
+    assert not asking.order.is_doubted(first.address)
+
+
+@trio_test(autojump=True)
+async def test_a_server_that_cannot_be_reached_is_set_aside() -> None:
+    async with upstream(ZONE) as second:
+        gone = await unused_address()
+        asking = forwarder(gone, second)
+        await asking.exchange(ASKED, Via.UDP)
+
+    assert asking.order.is_doubted(gone)
+    assert asking.order.at(trio.current_time()) == [second.address, gone]
+    assert asking.order.at(trio.current_time() + ASIDE_SECONDS) == [gone, second.address]
 
 
 @pytest.mark.parametrize("code", [2, 5, 4])

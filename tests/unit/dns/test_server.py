@@ -24,7 +24,8 @@ from ztunnel_trio.decide.answer import NameSettings
 from ztunnel_trio.dns.forward import Budget, Forwarder
 from ztunnel_trio.dns.framing import MessageStream
 from ztunnel_trio.dns.resolv_conf import ResolvConf
-from ztunnel_trio.dns.server import DnsServer, DnsSettings, Localhost, bind
+from ztunnel_trio.dns.server import DnsServer, LoopbackPort, bind
+from ztunnel_trio.dns.settings import DnsSettings
 from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.entries import ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
@@ -42,6 +43,7 @@ class Counts:
     upstream: Counter[tuple[str, ...]] = field(default_factory=Counter)
     failures: Counter[tuple[str, ...]] = field(default_factory=Counter)
     durations: list[float] = field(default_factory=list)
+    unread: int = 0
 
     def dns_request(self, labels: Sequence[str]) -> None:
         self.requests[*labels] += 1
@@ -54,6 +56,9 @@ class Counts:
 
     def dns_upstream_duration(self, labels: Sequence[str], seconds: float) -> None:
         self.durations.append(seconds)
+
+    def dns_unread(self, count: int) -> None:
+        self.unread += count
 
 
 @dataclass
@@ -313,6 +318,16 @@ async def test_a_malformed_message_is_a_format_error_by_either_way() -> None:
             assert await stream.receive() == b"\0\7\x81\1" + bytes(8)
 
 
+@trio_test
+async def test_localhost_is_answered_here_whatever_is_asked() -> None:
+    async with running(mesh_of([])) as server:
+        assert texts(await server.ask("localhost.")) == ["localhost. A 127.0.0.1"]
+        assert texts(await server.ask("X.LOCALHOST.", "AAAA")) == ["x.localhost. AAAA ::1"]
+        other = await server.ask("x.localhost.", "MX")
+        assert (other.rcode(), other.answer) == (dns.rcode.NOERROR, [])
+        assert server.upstream.asked == []
+
+
 @trio_test(autojump=True)
 async def test_a_client_the_mesh_does_not_know_yet_is_waited_for() -> None:
     mesh = reference_mesh()
@@ -371,7 +386,7 @@ async def test_kept_answers_are_bounded() -> None:
         for n in range(20):
             await server.ask(f"x{n}.wildcard.")
 
-        assert len(server.server._answers.kept) == 4
+        assert len(server.server._answers._answers.kept) == 4
 
 
 @trio_test(autojump=True)
@@ -541,7 +556,7 @@ async def test_a_connection_that_ends_within_a_message_is_forgotten() -> None:
         await stream.send_eof()
         assert await stream.receive_some() == b""
         await stream.aclose()
-        assert server.server._connections == 0
+        assert server.server._connections._open == 0
 
 
 @trio_test(autojump=True)
@@ -555,7 +570,7 @@ async def test_a_client_that_does_not_read_is_left() -> None:
         message = dns.message.make_query("large.", "A").to_wire()
         await stream.send_all((len(message).to_bytes(2, "big") + message) * 500)
         await trio.sleep(6)
-        assert server.server._connections == 0
+        assert server.server._connections._open == 0
         stream.socket.close()
 
     assert 0 < sum(server.counts.requests.values()) < 500
@@ -646,13 +661,13 @@ def free_port() -> int:
 
 @trio_test
 async def test_localhost_is_both_loopbacks_where_there_is_ipv6() -> None:
-    with bind(FACTORY, Localhost(free_port()), ipv6=True) as sockets:
+    with bind(FACTORY, LoopbackPort(free_port()), ipv6=True) as sockets:
         expected: list[IPv4Address | IPv6Address] = [IPv4Address("127.0.0.1")]
         if FACTORY.has_ipv6_loopback():
             expected.append(IPv6Address("::1"))
         assert [listener.address.ip for listener in sockets.tcp] == expected
         assert len(sockets.udp) == len(expected)
-    with bind(FACTORY, Localhost(free_port()), ipv6=False) as sockets:
+    with bind(FACTORY, LoopbackPort(free_port()), ipv6=False) as sockets:
         assert [listener.address.ip for listener in sockets.tcp] == [IPv4Address("127.0.0.1")]
 
 

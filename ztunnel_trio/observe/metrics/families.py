@@ -114,6 +114,12 @@ DNS_UPSTREAM_DURATION: Final = Family(
     unit="seconds",
     present=Present.DNS,
 )
+DNS_UNREAD: Final = Family(
+    "ztunnel_trio_dns_unread_questions",
+    FamilyKind.COUNTER,
+    "Questions in datagrams dropped unread: their pod asks more than its share of the loop (unstable).",
+    present=Present.DNS,
+)
 
 BUILD: Final = Family("istio_build", FamilyKind.GAUGE, "Istio component build info.", ("component", "tag"))
 XDS_TERMINATIONS: Final = Family(
@@ -254,6 +260,6 @@ TABLE: Final = (
     DNS_REQUESTS, DNS_UPSTREAM_REQUESTS, DNS_UPSTREAM_FAILURES, DNS_UPSTREAM_DURATION,
     PROXIES_ACTIVE, PROXIES_PENDING, PROXIES_STARTED, PROXIES_STOPPED,
     REFUSALS, FLOODS_CUT, PART_RESTARTS, CLOCK_STEPS, CLOCK_SKEW, READY, NOT_READY_SECONDS,
-    CERTIFICATES, CERTIFICATE_LEFT, REVOCATIONS_LEFT, SERIES, SERIES_OVERFLOWED,
+    CERTIFICATES, CERTIFICATE_LEFT, REVOCATIONS_LEFT, SERIES, SERIES_OVERFLOWED, DNS_UNREAD,
 )  # fmt: skip
 """Behind the families of the process and its event loop (`process`), which name none of this program."""

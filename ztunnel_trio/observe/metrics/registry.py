@@ -174,6 +174,10 @@ class Metrics:
         if self._dns is not None:
             self._dns.get(tuple(labels)).observe(seconds)
 
+    def dns_unread(self, count: int) -> None:
+        """So many questions more were dropped unread, as their pod had had its share."""
+        self.count(families.DNS_UNREAD, by=count)
+
     # in-pod manager; nothing outside shared mode
     def proxies(self, *, active: int, pending: int) -> None:
         """So many pods have a running proxy, and so many wait for theirs."""

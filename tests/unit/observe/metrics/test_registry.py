@@ -99,6 +99,7 @@ def test_families_come_in_their_order() -> None:
         "ztunnel_trio_certificate_left_seconds",
         "ztunnel_trio_revocation_list_left_seconds",
         "ztunnel_trio_series",
+        "ztunnel_trio_dns_unread_questions",
     ]
 
 
