@@ -78,7 +78,8 @@ class SocketWire(Wire):
         self.fin()
 
     def rst(self) -> None:
-        self.tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        with suppress(OSError):  # it may be closed
+            self.tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.tls.close()
 
     def garble(self) -> None:

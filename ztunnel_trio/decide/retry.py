@@ -90,10 +90,14 @@ def after(refusal: Refusal, route: Route, tries: Tries, known: Known, now: float
     """
     if route.service is None or now >= tries.deadline or not may_help_elsewhere(refusal):
         return GiveUp()
-    if refusal.reason in _ELSEWHERE_ON_IT or refusal.cause == UNAVAILABLE:
-        others = other_addresses(route, tries, known)
-        if others and len(tries.addresses) < MOST_ADDRESSES:
-            return Address(at_address(route, others[0]))
+    others = other_addresses(route, tries, known)
+    if refusal.cause == UNAVAILABLE:
+        # Its proxy is there and its application refused. What listens on one family only listens on IPv4.
+        others = [ip for ip in others if ip.version < route.destination.ip.version]
+    elif refusal.reason not in _ELSEWHERE_ON_IT:
+        others = []
+    if others and len(tries.addresses) < MOST_ADDRESSES:
+        return Address(at_address(route, others[0]))
     if tries.left <= 0:
         return GiveUp()
     return Another(or_same=is_timeout(refusal) or isinstance(refusal.cause, NotProcessed))

@@ -88,6 +88,12 @@ def test_another_address_of_the_endpoint_comes_first(refusal: Refusal) -> None:
     assert after(refusal, there, TRIES.at(ROUTE).at(there), Known(), now=1) == Another(refusal is TIMEOUT)
 
 
+def test_an_application_that_refused_is_not_asked_again_on_ipv6() -> None:
+    route = at_address(ROUTE, V4)
+    assert after(UNAVAILABLE, route, TRIES.at(route), Known(), now=1) == Another(or_same=False)
+    assert after(REFUSED, route, TRIES.at(route), Known(), now=1) == Address(at_address(ROUTE, V6))
+
+
 def test_the_addresses_of_a_name_are_tried_in_the_family_of_the_first() -> None:
     plain = Route(OutboundProtocol.TCP, SocketAddress(V4, 80), None, (), (), NAMED, SERVICE)
     known = Known().with_host("pod", (V6, V4, THIRD))

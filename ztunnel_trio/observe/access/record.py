@@ -25,7 +25,7 @@ from ztunnel_trio.observe import log
 from ztunnel_trio.observe.access.facts import ConnectionFacts
 from ztunnel_trio.observe.access.labels import LabelMemo, TrafficLabels
 from ztunnel_trio.observe.log import Bare, FieldValue
-from ztunnel_trio.observe.metrics import UNKNOWN, Metrics, Reporter, Series, Traffic
+from ztunnel_trio.observe.metrics import SUCCESS, UNKNOWN, Metrics, Reporter, Series, Traffic
 from ztunnel_trio.observe.words import Outcome, error_text, flags_of
 
 ACCESS: Final = "access"
@@ -148,7 +148,9 @@ class ConnectionRecord:
         if self._parties is not None or self._facts is None:
             self._fail(outcome)
             return
-        flags, text, now = flags_of(outcome), error_text(outcome), self._access.clock()
+        flags, text, now = SUCCESS, None, self._access.clock()
+        if outcome is not CLEAN:  # nearly all are
+            flags, text = flags_of(outcome), error_text(outcome)
         self._series.finish(self.traffic, flags, now)
         level = log.INFO if text is None else log.ERROR
         if not log.is_enabled(ACCESS, level):

@@ -123,6 +123,7 @@ class TunnelStream:
         if self._over is None:
             self._local_ended = True
             self._streams.end(self)
+            return None
         return None if self._over in _NO_FAILURES else self._over
 
     @property
