@@ -12,6 +12,7 @@
 | `compression` | HPACK                                                             | 4.3      |
 | `fields`      | header fields of a CONNECT and of its answer                      | 8        |
 | `blocks`      | HEADERS and CONTINUATION                                          | 6.2, 6.10 |
+| `order`       | which frame may come next                                         | 3.4, 6.10 |
 | `requests`    | what a header block means at the server                           | 8.5      |
 | `answers`     | what a header block means at the client                           | 8.1      |
 | `payload`     | DATA that is not the usual frame                                  | 6.1      |

@@ -27,7 +27,6 @@ from ztunnel_trio.wire.http2.compression import Field
 from ztunnel_trio.wire.http2.control import Control
 from ztunnel_trio.wire.http2.events import DataReceived, Event
 from ztunnel_trio.wire.http2.frames import (
-    ACK,
     CONTINUATION,
     DATA,
     END_STREAM,
@@ -37,13 +36,11 @@ from ztunnel_trio.wire.http2.frames import (
     HEADERS,
     LARGEST_STREAM_ID,
     PADDED,
-    PREFACE,
-    SETTINGS,
     Gathered,
-    check_length,
 )
 from ztunnel_trio.wire.http2.goaway import Farewell
 from ztunnel_trio.wire.http2.ledger import Ledger
+from ztunnel_trio.wire.http2.order import ANY, Order
 from ztunnel_trio.wire.http2.payload import Payload
 from ztunnel_trio.wire.http2.requests import Requests
 from ztunnel_trio.wire.http2.settings import Http2Settings
@@ -51,7 +48,6 @@ from ztunnel_trio.wire.http2.streams import State
 
 DATA_A_STEP: Final = 64  # what one `receive` acts on
 _OTHERS_COST: Final = 16  # as many DATA frames as another one counts: it may make somebody work
-_ANY: Final = -1  # no kind of frame is due
 
 
 class Http2Connection:
@@ -59,17 +55,18 @@ class Http2Connection:
 
     __slots__ = (
         "_blocks",
+        "_budgets",
         "_by_id",
         "_control",
-        "_due",
         "_farewell",
         "_frame_limit",
         "_gathered",
         "_headers",
         "_is_within",
         "_ledger",
+        "_order",
         "_payload",
-        "_preface",
+        "_pending",
         "_windows",
         "taken",
     )
@@ -81,7 +78,9 @@ class Http2Connection:
             connection_window=settings.connection_window,
             allowances=settings.allowances,
         )
-        self._by_id, self._windows = ledger.streams.by_id, ledger.windows  # at hand: each DATA frame asks
+        # At hand, since each DATA frame asks for them.
+        self._by_id, self._windows = ledger.streams.by_id, ledger.windows
+        self._pending, self._budgets = ledger.out.pending, ledger.budgets
         self._farewell = Farewell(ledger)
         self._blocks = HeaderBlocks(ledger.budgets, settings.header_list_size)
         self._control = Control(ledger, self._farewell)
@@ -92,8 +91,7 @@ class Http2Connection:
         else:
             self._headers = Requests(ledger, self._blocks, self._farewell, settings.max_streams)
         self._gathered = Gathered()
-        self._preface = b"" if settings.is_client else PREFACE  # what is still to come of it
-        self._due = SETTINGS  # the only kind of frame that may come next (RFC 9113 3.4, 6.10), or _ANY
+        self._order = Order(self._blocks, settings.frame_size, is_client=settings.is_client)
         self._is_within = False  # in the middle of a frame
         self._frame_limit = settings.frame_size
         self.taken = 0
@@ -103,12 +101,12 @@ class Http2Connection:
 
     def outgoing(self) -> bytes:
         """Take what has to be written, in order; empty when there is nothing."""
-        return self._ledger.out.take() if self._ledger.out else b""
+        return self._ledger.out.take() if self._pending else b""
 
     @property
     def has_outgoing(self) -> bool:
         """Whether `outgoing` has something."""
-        return bool(self._ledger.out)
+        return bool(self._pending)
 
     @property
     def open_streams(self) -> int:
@@ -128,7 +126,7 @@ class Http2Connection:
     @property
     def budgets(self) -> Budgets:
         """What the peer has used of its budgets."""
-        return self._ledger.budgets
+        return self._budgets
 
     def is_open(self, stream_id: int) -> bool:
         """Whether the stream is not closed."""
@@ -234,7 +232,7 @@ class Http2Connection:
         Raises:
             PeerBrokeProtocol: the connection is over; its code is in the GOAWAY that `outgoing` ends with.
         """
-        self._ledger.budgets.now = now
+        self._budgets.now = now
         events: list[Event] = []
         try:
             self.taken = self._walk(view, events)
@@ -245,8 +243,9 @@ class Http2Connection:
 
     def _walk(self, view: memoryview, events: list[Event]) -> int:
         position, size = 0, len(view)
-        if self._preface:
-            position = self._take_preface(view)
+        order = self._order
+        if order.preface:
+            position = order.take_preface(view)
         by_id, windows, left = self._by_id, self._windows, DATA_A_STEP
         while position < size and left > 0:
             left -= 1
@@ -267,7 +266,7 @@ class Http2Connection:
                     and length <= windows.receive
                     and length <= self._frame_limit
                     and not flags & PADDED
-                    and self._due == _ANY
+                    and order.due == ANY
                 ):
                     if length:
                         windows.receive -= length
@@ -284,17 +283,10 @@ class Http2Connection:
                 position = self._go_on(view, position, events)
             else:
                 stream_id &= LARGEST_STREAM_ID
-                self._check(kind, flags, stream_id, length)
+                self._order.check(kind, flags, stream_id, length)
                 self._frame(kind, flags, stream_id, bytes(view[position + HEADER_BYTES : end]), events)
                 position, left = end, left - _OTHERS_COST
         return position
-
-    def _take_preface(self, view: memoryview) -> int:
-        taken = min(len(self._preface), len(view))
-        if self._preface[:taken] != view[:taken]:
-            raise PeerBrokeProtocol("no HTTP/2 preface", ErrorCode.PROTOCOL_ERROR)
-        self._preface = self._preface[taken:]
-        return taken
 
     def _go_on(self, view: memoryview, position: int, events: list[Event]) -> int:
         """With a frame that has not come whole: use what there is of it. Returns where that ends."""
@@ -319,35 +311,17 @@ class Http2Connection:
             self._begin_data(length, flags, stream_id, events)
         elif gathered.has_payload or not length:
             if not length:
-                self._check(kind, flags, stream_id, length)
+                self._order.check(kind, flags, stream_id, length)
             self._frame(kind, flags, stream_id, gathered.take(), events)
         else:
-            self._check(kind, flags, stream_id, length)
+            self._order.check(kind, flags, stream_id, length)
             gathered.expect(length)
         return position
 
     def _begin_data(self, length: int, flags: int, stream_id: int, events: list[Event]) -> None:
-        self._check_order(DATA, flags, stream_id)
+        self._order.check_kind(DATA, flags, stream_id)
         self._payload.begin(length, flags, stream_id & LARGEST_STREAM_ID, events)
         self._is_within = self._payload.is_open
-
-    def _check(self, kind: int, flags: int, stream_id: int, length: int) -> None:
-        """Before a frame is gathered: whether it may come now, and be so long."""
-        check_length(kind, length, self._frame_limit)
-        self._check_order(kind, flags, stream_id)
-        if kind in (HEADERS, CONTINUATION):
-            self._blocks.check_length(length)
-
-    def _check_order(self, kind: int, flags: int, stream_id: int) -> None:
-        due = self._due
-        if due == SETTINGS:
-            if kind != SETTINGS or flags & ACK:
-                raise PeerBrokeProtocol("a connection that begins without SETTINGS", ErrorCode.PROTOCOL_ERROR)
-        elif due == CONTINUATION:
-            if kind != CONTINUATION or stream_id != self._blocks.stream_id:
-                raise PeerBrokeProtocol("a header block interrupted", ErrorCode.PROTOCOL_ERROR)
-        elif kind == CONTINUATION:
-            raise PeerBrokeProtocol("CONTINUATION of nothing", ErrorCode.PROTOCOL_ERROR)
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         """Act on a whole frame that is not DATA."""
@@ -356,11 +330,11 @@ class Http2Connection:
                 fields = self._blocks.begin(flags, stream_id, payload)
             else:
                 fields = self._blocks.go_on(flags, payload)
-            self._due = CONTINUATION if fields is None else _ANY
+            self._order.due = CONTINUATION if fields is None else ANY
             if fields is not None:
                 self._headers.block_received(stream_id, fields, events)
             return
-        self._due = _ANY
+        self._order.due = ANY
         if kind == GOAWAY:
             self._farewell.received(stream_id, payload, events)
         else:

@@ -135,32 +135,32 @@ class Gathered:
 
 
 class Outgoing:
-    """What one end has to say, in order. `frame_size` is the largest frame the peer takes."""
+    """What one end has to say, in order. `frame_size` is the largest frame the peer takes.
 
-    __slots__ = ("_bytes", "frame_size")
+    `pending` is one object for ever, for those who only ask whether there is anything.
+    """
+
+    __slots__ = ("frame_size", "pending")
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self.pending = bytearray()
         self.frame_size = DEFAULT_FRAME
-
-    def __len__(self) -> int:
-        return len(self._bytes)
 
     def take(self) -> bytes:
         """All of it."""
-        out = bytes(self._bytes)
-        self._bytes.clear()
+        out = bytes(self.pending)
+        self.pending.clear()
         return out
 
     def preface(self) -> None:
         """The client's first bytes (RFC 9113 3.4)."""
-        self._bytes += PREFACE
+        self.pending += PREFACE
 
     def put(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """One frame."""
         length = len(payload)
-        self._bytes += HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id)
-        self._bytes += payload
+        self.pending += HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id)
+        self.pending += payload
 
     def put_block(self, stream_id: int, block: bytes, *, ends_stream: bool) -> None:
         """A header block: HEADERS, and CONTINUATION where it is longer than a frame."""
