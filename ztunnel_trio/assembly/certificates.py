@@ -108,7 +108,7 @@ def check_readable(name: str, roots: RootSource) -> None:
             raise ConfigError(f"{name}: {roots.path}: {os_error_text(error)}") from error
 
 
-def follow_workloads(keeper: Keeper, contexts: TlsContexts, changes: Changes) -> None:
+def follow_workloads(keeper: Keeper, changes: Changes) -> None:
     """Have certificates of this node's workloads ready before they are needed, and forget them after.
 
     Certificates of pods that are attested are held by the pods' proxies.
@@ -118,4 +118,3 @@ def follow_workloads(keeper: Keeper, contexts: TlsContexts, changes: Changes) ->
             keeper.prefetch(CertificateKey(workload.identity))
     for workload in changes.forgotten:
         keeper.forget(CertificateKey(workload.identity))
-        contexts.forget(workload.identity)

@@ -39,7 +39,9 @@ def make_subscribed(config: Config, contexts: TlsContexts, supervisor: Superviso
         Unstartable: pods are attested by processes that we cannot see.
     """
     wanted = config.certificates
-    settings = SubscriptionSettings(first_state_seconds=wanted.timeout_seconds)
+    settings = SubscriptionSettings(
+        first_state_seconds=wanted.timeout_seconds, foreign_trust_domains=wanted.foreign_trust_domains
+    )
     return SubscribedCertificates(make_source(config, contexts, supervisor), supervisor, settings)
 
 

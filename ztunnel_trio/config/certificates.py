@@ -47,6 +47,7 @@ class CertificateConfig:
     draft_references: bool = False
     own_id: SpiffeId = OWN_ID
     runtime_socket: str | None = None
+    foreign_trust_domains: frozenset[str] = frozenset()
 
     @property
     def needs_processes(self) -> bool:
@@ -68,6 +69,7 @@ def load_certificates(values: Environment, mode: ProxyMode) -> CertificateConfig
         provider=provider,
         timeout_seconds=values.seconds(timeout, defaults.ATTESTATION_SECONDS),
         runtime_socket=values.text(env.CONTAINER_RUNTIME_SOCK_PATH) or None,
+        foreign_trust_domains=load_trust_domains(values, provider),
     )
     match provider:
         case Provider.SPIRE_DELEGATED_PID | Provider.SPIRE_DELEGATED_SELECTORS:
@@ -125,6 +127,22 @@ def needed(values: Environment, provider: Provider, name: str) -> SocketTarget:
     found = values.read(name, parse_socket, None)
     if found is None:
         raise ConfigError(f"invalid configuration: {env.CA_PROVIDER}={provider.value} needs {name}")
+    return found
+
+
+def load_trust_domains(values: Environment, provider: Provider) -> frozenset[str]:
+    """The trust domains that are let in; only SPIRE brings their bundles along.
+
+    Raises:
+        ConfigError: they are named, and certificates come from elsewhere.
+    """
+    text = values.text(env.SPIFFE_FOREIGN_TRUST_DOMAINS) or ""
+    found = frozenset(name.strip() for name in text.split(",") if name.strip())
+    if found and provider in (Provider.ISTIO_CA, Provider.FAKE):
+        raise ConfigError(
+            f"invalid configuration: {env.SPIFFE_FOREIGN_TRUST_DOMAINS}={text} needs certificates from SPIRE,"
+            f" not {env.CA_PROVIDER}={provider.value}"
+        )
     return found
 
 

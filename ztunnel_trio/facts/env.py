@@ -41,6 +41,7 @@ class Kind(Enum):
     )
     ATTESTATION = "`k8s_object` or `pid`"
     SPIFFE_ID = "SPIFFE id"
+    NAMES = "names, separated by commas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ SPIFFE_BROKER_WORKLOAD_API_SPIFFE_ID: Final = "SPIFFE_BROKER_WORKLOAD_API_SPIFFE
 SPIFFE_BROKER_TIMEOUT: Final = "SPIFFE_BROKER_TIMEOUT"
 SPIFFE_BROKER_ATTESTATION: Final = "SPIFFE_BROKER_ATTESTATION"
 SPIFFE_BROKER_DRAFT_REFERENCES: Final = "SPIFFE_BROKER_DRAFT_REFERENCES"
+SPIFFE_FOREIGN_TRUST_DOMAINS: Final = "SPIFFE_FOREIGN_TRUST_DOMAINS"
 CONTAINER_RUNTIME_SOCK_PATH: Final = "CONTAINER_RUNTIME_SOCK_PATH"
 FAKE_CA: Final = "FAKE_CA"
 FAKE_CA_ROOT: Final = "FAKE_CA_ROOT"
@@ -273,6 +275,12 @@ SECTIONS: Final = (
                 "none",
                 "The container runtime's socket (CRI), which is asked for a pod's processes. None: they are"
                 " looked for in `/proc`, for which the proxy has to see the host's processes.",
+            ),
+            Variable(
+                SPIFFE_FOREIGN_TRUST_DOMAINS,
+                Kind.NAMES,
+                "none",
+                "Federated trust domains whose workloads are let in, each by its own bundle.",
             ),
         ),
     ),

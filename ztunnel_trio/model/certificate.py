@@ -25,7 +25,7 @@ _PEM_BLOCK: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class WorkloadCertificate:
     """What one identity presents in a handshake, and whom it trusts.
 

@@ -104,7 +104,7 @@ class Dialler:
         try:
             with trio.fail_after(self.node.settings.handshake_seconds):
                 await memory.handshake()
-            peer = proven_peer(memory.tls)
+            peer = proven_peer(memory.tls, certificate)
             refusal = judge_server(peer, expected) or self.verdict(peer)
             if refusal is not None:
                 raise TlsFailed(refusal)

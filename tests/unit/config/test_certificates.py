@@ -63,6 +63,11 @@ def test_the_provider_has_a_name_or_an_alias(environment: dict[str, str], provid
         ({"CA_PROVIDER": "spiffe_broker", **WORKLOAD}, SHARED, "needs SPIFFE_BROKER_SOCKET"),
         (BROKER, SHARED, "needs SPIFFE_ENDPOINT_SOCKET"),
         (
+            {"SPIFFE_FOREIGN_TRUST_DOMAINS": "friend"},
+            SHARED,
+            "SPIFFE_FOREIGN_TRUST_DOMAINS=friend needs certificates from SPIRE, not CA_PROVIDER=istio_ca",
+        ),
+        (
             {**BROKER, **WORKLOAD, "SPIFFE_BROKER_ATTESTATION": "both"},
             SHARED,
             r"SPIFFE_BROKER_ATTESTATION=both \(must be one of k8s_object, pid\)",
@@ -103,6 +108,7 @@ def test_a_broker_has_sockets_an_identity_and_a_way_to_name_pods() -> None:
             "SPIFFE_BROKER_ATTESTATION": "pid",
             "SPIFFE_BROKER_WORKLOAD_API_SPIFFE_ID": "spiffe://td/ns/mesh/sa/node",
             "CONTAINER_RUNTIME_SOCK_PATH": "/run/containerd/containerd.sock",
+            "SPIFFE_FOREIGN_TRUST_DOMAINS": "friend, neighbour,",
         }
     )
 
@@ -114,5 +120,6 @@ def test_a_broker_has_sockets_an_identity_and_a_way_to_name_pods() -> None:
         attestation=Attestation.PID,
         own_id=SpiffeId("td", "mesh", "node"),
         runtime_socket="/run/containerd/containerd.sock",
+        foreign_trust_domains=frozenset({"friend", "neighbour"}),
     )
     assert found.needs_processes

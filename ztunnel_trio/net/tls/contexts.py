@@ -1,13 +1,14 @@
-"""SSL contexts of workload certificates: made once a certificate, kept by identity.
+"""SSL contexts of workload certificates: made once a certificate, kept for as long as it is.
 
 The private key reaches OpenSSL, which only loads files, through a memory file that no directory names.
 """
 
 import os
 import ssl
-from collections import OrderedDict
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,7 +17,6 @@ from cryptography.hazmat.primitives import serialization
 
 from ztunnel_trio.facts.network import ALPN_H2
 from ztunnel_trio.model.certificate import WorkloadCertificate
-from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.tls.chain_choice import choose_context_by_chain, is_issued_by, namesakes
 from ztunnel_trio.net.tls.failures import TlsMisconfigured
 
@@ -33,9 +33,9 @@ TLS12_SUITES: Final = ":".join(
 
 @dataclass(slots=True, eq=False)
 class _Contexts:
-    """One certificate's contexts, made when first needed."""
+    """One certificate's contexts, made when first needed. `alive` tells whether it is still that one."""
 
-    certificate: WorkloadCertificate
+    alive: "weakref.ref[WorkloadCertificate]"
     server: ssl.SSLContext | None = None
     client: ssl.SSLContext | None = None
 
@@ -43,16 +43,15 @@ class _Contexts:
 class TlsContexts:
     """The SSL contexts of all certificates, and the limit on handshake steps.
 
-    The newest certificate of an identity replaces the one before; the identities used longest ago go first
-    when there are more than `most`.
+    They go with their certificate: whoever keeps certificates bounds them. Pods of one identity may have a
+    certificate each, so the identity is no key.
     """
 
-    __slots__ = ("_contexts", "_most", "_tls12", "steps")
+    __slots__ = ("_contexts", "_tls12", "steps")
 
-    def __init__(self, *, tls12: bool = False, steps_at_once: int = 4, most: int = 1024) -> None:
+    def __init__(self, *, tls12: bool = False, steps_at_once: int = 4) -> None:
         self._tls12 = tls12
-        self._most = most
-        self._contexts: OrderedDict[SpiffeId, _Contexts] = OrderedDict()
+        self._contexts: dict[int, _Contexts] = {}  # by the certificate's `id`
         self.steps = trio.CapacityLimiter(steps_at_once)
 
     def server_context(self, certificate: WorkloadCertificate) -> ssl.SSLContext:
@@ -77,18 +76,18 @@ class TlsContexts:
             entry.client = _context(certificate, ssl.PROTOCOL_TLS_CLIENT, tls12=self._tls12)
         return entry.client
 
-    def forget(self, identity: SpiffeId) -> None:
-        """Drop an identity's contexts; open connections keep theirs."""
-        self._contexts.pop(identity, None)
-
     def _entry(self, certificate: WorkloadCertificate) -> _Contexts:
-        entry = self._contexts.get(certificate.identity)
-        if entry is None or entry.certificate is not certificate:
-            entry = self._contexts[certificate.identity] = _Contexts(certificate)
-        self._contexts.move_to_end(certificate.identity)
-        if len(self._contexts) > self._most:
-            self._contexts.popitem(last=False)
+        key = id(certificate)
+        entry = self._contexts.get(key)
+        if entry is None or entry.alive() is not certificate:
+            entry = self._contexts[key] = _Contexts(weakref.ref(certificate, partial(self._drop, key)))
         return entry
+
+    def _drop(self, key: int, gone: "weakref.ref[WorkloadCertificate]") -> None:
+        """A certificate is no more; another may have its `id` by now."""
+        entry = self._contexts.get(key)
+        if entry is not None and entry.alive is gone:
+            del self._contexts[key]
 
 
 def _context(certificate: WorkloadCertificate, protocol: ssl._SSLMethod, *, tls12: bool) -> ssl.SSLContext:
@@ -96,7 +95,8 @@ def _context(certificate: WorkloadCertificate, protocol: ssl._SSLMethod, *, tls1
 
     See `net.tls.chain_choice` for those.
     """
-    roots = certificate.roots_der
+    foreign = (root for _, roots in certificate.foreign_roots_der for root in roots)
+    roots = tuple(dict.fromkeys((*certificate.roots_der, *foreign)))
     context = _context_of_roots(certificate, protocol, roots, tls12=tls12)
     same_name = namesakes(roots)
     if same_name:

@@ -65,12 +65,12 @@ async def accept_tls(
     """
 
     def judge(peer: TlsPeer) -> Ending | None:
-        return judge_client(peer, certificate.identity) or (verdict(peer) if verdict else None)
+        return judge_client(peer, certificate) or (verdict(peer) if verdict else None)
 
     with _Closing(sock) as closing:
         await _check_protocols(sock)
         context = contexts.server_context(certificate)
-        return await _secure(closing, context, contexts.steps, judge, farewell, server_side=True)
+        return await _secure(closing, certificate, context, contexts.steps, judge, farewell, server_side=True)
 
 
 async def connect_tls(
@@ -98,7 +98,9 @@ async def connect_tls(
 
     with _Closing(sock) as closing:
         context = contexts.client_context(certificate)
-        return await _secure(closing, context, contexts.steps, judge, farewell, server_side=False)
+        return await _secure(
+            closing, certificate, context, contexts.steps, judge, farewell, server_side=False
+        )
 
 
 class _Closing:
@@ -128,6 +130,7 @@ class _Closing:
 
 async def _secure(
     closing: _Closing,
+    own: WorkloadCertificate,
     context: ssl.SSLContext,
     steps: trio.CapacityLimiter,
     judge: Verdict,
@@ -141,7 +144,7 @@ async def _secure(
         raise TlsFailed(tls_ending(error)) from error
     try:
         await _shake_hands(tls, steps)
-        peer = proven_peer(tls)
+        peer = proven_peer(tls, own)
         refusal = judge(peer)
     except ssl.SSLError as error:
         await _let_read(tls)  # OpenSSL's alert

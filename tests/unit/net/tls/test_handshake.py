@@ -460,27 +460,49 @@ async def test_a_client_that_offers_no_alpn_is_accepted_and_gets_no_ticket() -> 
     assert sessions == [False]
 
 
-def test_contexts_are_made_once_a_certificate_and_replaced_by_its_successor() -> None:
+def test_contexts_are_made_once_a_certificate_and_go_with_it() -> None:
     contexts = TlsContexts()
     first = contexts.server_context(SERVER_CERTIFICATE)
+    renewed = certificate(ROOT, SERVER)
 
     assert contexts.server_context(SERVER_CERTIFICATE) is first
-    renewed = certificate(ROOT, SERVER)
     assert contexts.server_context(renewed) is not first
-    contexts.forget(SERVER)
-    assert contexts.server_context(SERVER_CERTIFICATE) is not first
-
-
-def test_contexts_are_bounded() -> None:
-    contexts = TlsContexts(most=2)
-    kept = contexts.server_context(SERVER_CERTIFICATE)
-    contexts.client_context(CLIENT_CERTIFICATE)
-    assert contexts.server_context(SERVER_CERTIFICATE) is kept
-
-    contexts.client_context(certificate(ROOT, OTHER))
-
-    assert contexts.server_context(SERVER_CERTIFICATE) is kept
+    assert contexts.server_context(SERVER_CERTIFICATE) is first, "two pods of one identity"
     assert len(contexts._contexts) == 2
+    del renewed
+    assert len(contexts._contexts) == 1
+
+
+FRIEND = Authority.root("friend")
+GUEST = SpiffeId("friend", "default", "guest")
+
+
+def letting_in(own: WorkloadCertificate, **foreign: Authority) -> WorkloadCertificate:
+    """A certificate whose holder lets workloads of other trust domains in."""
+    return replace(own, foreign_roots_der=tuple((name, (one.der,)) for name, one in foreign.items()))
+
+
+@trio_test
+async def test_a_foreign_trust_domain_is_let_in_where_it_is_named_and_by_its_own_roots() -> None:
+    guest = letting_in(certificate(FRIEND, GUEST), **{"cluster.local": ROOT})
+    refused = await meet(SERVER_CERTIFICATE, guest)
+    assert isinstance(refused.server, str)
+
+    let_in = await meet(letting_in(SERVER_CERTIFICATE, friend=FRIEND), guest)
+
+    assert identities(let_in.server) == (GUEST,)
+    assert identities(let_in.client) == (SERVER,)
+
+
+@trio_test
+async def test_one_trust_domain_does_not_vouch_for_the_names_of_another() -> None:
+    host = letting_in(SERVER_CERTIFICATE, friend=FRIEND)
+    liar = letting_in(certificate(FRIEND, CLIENT), **{"cluster.local": ROOT})  # our name under their root
+
+    outcome = await meet(host, liar)
+
+    assert isinstance(outcome.server, str)
+    assert "identity verification error" in outcome.server
 
 
 def test_a_key_that_does_not_fit_is_a_misconfiguration() -> None:
