@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.benchmarks import yardstick
-from ztunnel_trio.decide.balance import choose
+from ztunnel_trio.decide.balance import Draws, choose
 from ztunnel_trio.mesh.entries import AddressEntry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NamespacedHostname, NetworkAddress
@@ -176,11 +176,11 @@ def ask(mesh: Mesh, uids: list[str], services: int) -> yardstick.Figures:
         mesh.workload_at(address)
     figures["workload by address: CPU us"] = each(1000, lambda n: mesh.workload_at(addresses[n]))
     figures["service by VIP: CPU us"] = each(1000, lambda n: mesh.service_at(vips[n], "namespace-1"))
-    source, service = mesh.workload(uids[0]), next(mesh.services())
+    source, service, draws = mesh.workload(uids[0]), next(mesh.services()), Draws()
     assert source is not None
 
     def draw(_n: int) -> object:
-        return choose(service, 80, source, mesh, rng, waypoint=False)
+        return choose(service, 80, source, mesh, rng, waypoint=False, draws=draws)
 
     figures["endpoint of a service, first draw: CPU us"] = each(1, draw)
     figures["endpoint of a service, more: CPU us"] = each(1000, draw)

@@ -274,7 +274,10 @@ class AdsClient:
         if finished.error is None:
             log.debug("sending response", extra={"fields": {**said, "type": "ACK"}})
         else:
-            log.error("sending response", extra={"fields": {**said, "type": "NACK", "error": finished.error}})
+            told = {**said, "type": "NACK", "error": finished.error}
+            if rejections.fields:
+                told["refused_fields"] = rejections.fields
+            log.error("sending response", extra={"fields": told})
         if finished.became_ready:
             self._on_ready()
         await stream.send(finished.request)

@@ -20,8 +20,8 @@ class RejectedResource:
     is_undecodable: bool = False
 
     def __str__(self) -> str:
-        where = f"{self.field}: " if self.field else ""
-        return f"{self.resource}: {where}{self.reason}"
+        """As a NACK tells it: the words operators know from the Rust ztunnel, which names no fields."""
+        return f"{self.resource}: {self.reason}"
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +43,11 @@ class Rejections:
             self.undecodable.append(rejection)
         else:
             self.refused.append(rejection)
+
+    @property
+    def fields(self) -> str:
+        """The fields that were refused, each once."""
+        return ", ".join(dict.fromkeys([one.field for one in self.refused if one.field]))
 
     @property
     def text(self) -> str | None:

@@ -3,9 +3,14 @@
 from ztunnel_trio.wire.rejection import RejectedResource, Rejections
 
 
-def test_a_rejection_names_resource_and_field() -> None:
-    assert str(RejectedResource("ns/a", "waypoint.address", "bad")) == "ns/a: waypoint.address: bad"
-    assert str(RejectedResource("ns/a", "", "bad")) == "ns/a: bad"
+def test_a_rejection_names_its_resource_and_the_fields_are_told_apart() -> None:
+    rejections = Rejections()
+    for name in ("ns/a", "ns/b"):
+        rejections.add(RejectedResource(name, "waypoint.address", "bad"))
+    rejections.add(RejectedResource("ns/c", "", "worse"))
+
+    assert rejections.text == "ns/a: bad; ns/b: bad; ns/c: worse"
+    assert rejections.fields == "waypoint.address"
 
 
 def test_without_rejections_there_is_no_text() -> None:

@@ -183,10 +183,7 @@ def test_rejections(message: PB.Workload | PB.Service, text: str) -> None:
     ],
 )
 def test_a_rejection_names_the_field(message: PB.Workload | PB.Service, field: str) -> None:
-    rejected = refusal(payload_of(message))
-
-    assert rejected.field == field
-    assert str(rejected) == f"x: {field}: {rejected.reason}"
+    assert refusal(payload_of(message)).field == field
 
 
 def test_an_unknown_application_tunnel_is_rejected() -> None:
