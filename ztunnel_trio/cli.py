@@ -233,7 +233,7 @@ def _stay_up(tell: Teller) -> Callable[[Lab], Awaitable[None]]:
     return wait
 
 
-async def _fetch(address: str, path: str) -> http.Response:
+async def _fetch(address: str, path: str) -> http.HttpAnswer:
     host, _, port = address.rpartition(":")
     with trio.fail_after(_CALL_SECONDS):
         stream = await trio.open_tcp_stream(host.strip("[]"), int(port))

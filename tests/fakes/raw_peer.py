@@ -235,7 +235,7 @@ class RawPeer:
             case http2.DataReceived(stream_id, data):
                 if self.credits_bytes:
                     self._received.setdefault(stream_id, bytearray()).extend(data)
-            case http2.StreamReset(stream_id, code):
+            case http2.ResetReceived(stream_id, code):
                 self.resets[stream_id] = code
             case http2.GoAwayReceived(_, code):
                 self.goaways.append(code)

@@ -29,13 +29,13 @@ from ztunnel_trio.lab.spire_agent import (
     DELEGATE_SOCKET,
     WORKLOAD_SOCKET,
     Account,
-    Caller,
+    AttestedCaller,
     InNetns,
     PodUid,
     SpireAgent,
 )
 from ztunnel_trio.model.backoff import Backoff
-from ztunnel_trio.model.certificate_key import CertificateKey, Pod
+from ztunnel_trio.model.certificate_key import AttestedPod, CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.socket_target import UnixPath
 from ztunnel_trio.model.workload import WorkloadInfo
@@ -59,7 +59,7 @@ def own_netns() -> tuple[int, int]:
 def key_of(identity: SpiffeId = WEB, *, name: str = "web-1") -> CertificateKey:
     """A pod that is in this process's own namespace."""
     info = WorkloadInfo(name=name, namespace=identity.namespace, service_account=identity.service_account)
-    return CertificateKey(identity, Pod(f"uid-{name}", info, own_netns()))
+    return CertificateKey(identity, AttestedPod(f"uid-{name}", info, own_netns()))
 
 
 def open_at(path: Path) -> Callable[[], AbstractAsyncContextManager[grpc.Channel]]:
@@ -76,7 +76,7 @@ def selectors_source(directory: Path) -> Selectors:
 
 
 def processes_source(
-    directory: Path, find: Callable[[Pod], Awaitable[Sequence[int]]] | None = None
+    directory: Path, find: Callable[[AttestedPod], Awaitable[Sequence[int]]] | None = None
 ) -> AttestedProcesses:
     api = DelegatedIdentity(delegate_link(directory), QUICK)
     processes = Processes(NodeProcesses().find if find is None else find, api.follow, sees_processes=True)
@@ -125,7 +125,7 @@ async def agent_at(directory: Path, *, spares_callers: bool = False) -> AsyncGen
     agent.entries = {
         Account(WEB.namespace, WEB.service_account): [str(WEB)],
         InNetns(own_netns()): [str(WEB)],
-        Caller(): [str(WEB), str(PROXY)],
+        AttestedCaller(): [str(WEB), str(PROXY)],
         PodUid("uid-web-1"): [str(WEB)],
     }
     async with grpc.open_control_loop(), agent.running(directory, brokers=[str(PROXY)]):

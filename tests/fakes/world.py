@@ -38,7 +38,7 @@ from ztunnel_trio.observe.metrics import Metrics
 from ztunnel_trio.proxy.dialler import Dialler
 from ztunnel_trio.proxy.inbound import Inbound
 from ztunnel_trio.proxy.judge import Judge
-from ztunnel_trio.proxy.node import Node, ProxySettings
+from ztunnel_trio.proxy.node import NodeParts, ProxySettings
 from ztunnel_trio.proxy.outbound import Call, Outbound
 from ztunnel_trio.proxy.passthrough import Passthrough
 from ztunnel_trio.proxy.pool import Pool
@@ -204,7 +204,7 @@ class World:
     """Workloads, their proxies and applications, as a test asks for them. Tasks live in `nursery`."""
 
     nursery: trio.Nursery
-    node: Node
+    node: NodeParts
     certificates: FakeCertificates
     lines: Lines
     drain: Drain
@@ -364,7 +364,7 @@ async def world(settings: ProxySettings | None = None, *, grace_seconds: float =
             await services.start(engine.run)
             metrics = Metrics(version="test", shared=True, dns=False, clock=lambda: 0.0)  # nothing expires
             certificates = FakeCertificates()
-            node = Node(
+            node = NodeParts(
                 settings=settings or ProxySettings(),
                 live=LiveMesh(Mesh(local_node="here")),
                 certificates=certificates,

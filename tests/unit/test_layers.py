@@ -116,14 +116,6 @@ def test_every_room_has_a_tier() -> None:
     assert {room(path) for path in modules()} - {"__init__"} <= set(TIERS)
 
 
-# Names that still stand in two rooms; the list only gets shorter.
-IN_TWO_ROOMS = {
-    "Caller", "Connection", "Flow", "Found", "Input", "Link", "LiveMesh", "Localhost", "Node", "Party",
-    "Place", "Pod", "Question", "Response", "Revocations", "Scope", "State", "StreamReset", "Streams",
-    "Traffic",
-}  # fmt: skip
-
-
 def classes(path: Path) -> Iterator[str]:
     """The public classes a module defines."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -138,7 +130,7 @@ def test_a_class_name_stands_in_one_room() -> None:
         for name in classes(path):
             rooms.setdefault(name, set()).add(room(path))
 
-    assert {name for name, where in rooms.items() if len(where) > 1} <= IN_TWO_ROOMS
+    assert {name: where for name, where in rooms.items() if len(where) > 1} == {}
 
 
 def test_every_unit_test_mirrors_a_module() -> None:

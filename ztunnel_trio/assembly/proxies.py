@@ -14,7 +14,7 @@ from ztunnel_trio.dns.host_resolver import HostResolver
 from ztunnel_trio.dns.resolv_conf import read_hosts
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.access.record import AccessLog
-from ztunnel_trio.proxy.node import Node, ProxySettings
+from ztunnel_trio.proxy.node import NodeParts, ProxySettings
 from ztunnel_trio.proxy.pool_choice import PoolSettings
 from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
 from ztunnel_trio.proxy.workload_proxies import Placement, WorkloadProxies
@@ -25,7 +25,7 @@ def make_workload_proxies(parts: Parts, nursery: trio.Nursery) -> WorkloadProxie
     config = parts.config
     plain = SocketFactory(None, socket_settings(config, mark=None, reuse_port=False))
     resolver = HostResolver(Forwarder(plain, config.resolver), read_hosts(), ipv6=config.ipv6_enabled)
-    node = Node(
+    node = NodeParts(
         settings=proxy_settings(config),
         live=parts.live,
         certificates=parts.keeper.of_pod(None),

@@ -55,7 +55,7 @@ from ztunnel_trio.decide.renew import (
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.backoff import Backoff
 from ztunnel_trio.model.certificate import WorkloadCertificate
-from ztunnel_trio.model.certificate_key import CertificateKey, Pod
+from ztunnel_trio.model.certificate_key import AttestedPod, CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.supervise.keep_running import Done, Part, Supervisor
 from ztunnel_trio.supervise.wall_clock import WallClock
@@ -123,11 +123,11 @@ class Keeper:
         """Whether each pod has certificates of its own, which cannot be had before it is here."""
         return self._provider.attests_pods
 
-    def key_of(self, identity: SpiffeId, pod: Pod | None) -> CertificateKey:
+    def key_of(self, identity: SpiffeId, pod: AttestedPod | None) -> CertificateKey:
         """What a pod's certificate of an identity is kept under."""
         return CertificateKey(identity, pod if self._provider.attests_pods else None)
 
-    def of_pod(self, pod: Pod | None) -> "PodCertificates":
+    def of_pod(self, pod: AttestedPod | None) -> "PodCertificates":
         """The certificates as one pod's proxy asks for them; None where it is no pod's."""
         return PodCertificates(self, pod)
 
@@ -188,7 +188,7 @@ class Keeper:
                 self._turns.leave(worker.turn)
             self._provider.close(key)
 
-    def forget_pod(self, pod: Pod) -> None:
+    def forget_pod(self, pod: AttestedPod) -> None:
         """Drop every key of a pod that is gone."""
         for key in [key for key in self._entries if key.pod == pod]:
             self.forget(key)
@@ -374,7 +374,7 @@ class PodCertificates:
     """The keeper as one pod's proxy sees it: by identity."""
 
     keeper: Keeper
-    pod: Pod | None
+    pod: AttestedPod | None
 
     def forget(self) -> None:
         """The pod is gone: drop what was for it alone."""

@@ -15,7 +15,7 @@ import trio
 from ztunnel_trio.control.grpc import Channel, GrpcFailed
 from ztunnel_trio.control.spiffe.states import read
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
-from ztunnel_trio.model.certificate_key import Pod
+from ztunnel_trio.model.certificate_key import AttestedPod
 from ztunnel_trio.pb.messages.runtime.v1 import (
     ContainerFilter,
     ContainerState,
@@ -56,7 +56,7 @@ class ContainerRuntime:
         self._open_channel = open_channel
         self._deadline_seconds = deadline_seconds
 
-    async def processes(self, pod: Pod) -> Sequence[int]:
+    async def processes(self, pod: AttestedPod) -> Sequence[int]:
         """The first process of each running container of a pod; none while it has none.
 
         Raises:
@@ -71,7 +71,7 @@ class ContainerRuntime:
         except trio.TooSlowError as error:
             raise Unavailable("container runtime: no answer in time") from error
 
-    async def _processes(self, channel: Channel, pod: Pod) -> Sequence[int]:
+    async def _processes(self, channel: Channel, pod: AttestedPod) -> Sequence[int]:
         ready = PodSandboxFilter(
             state=PodSandboxStateValue(state=PodSandboxState.SANDBOX_READY),
             label_selector={POD_UID_LABEL: pod.uid},

@@ -88,7 +88,7 @@ def index(lists: Iterable[RevocationList]) -> Revocations:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class IssuedBy:
     """One certificate of a path: who issued it, by name and by certificate, and under which number."""
 
     issuer_name_der: bytes
@@ -100,7 +100,7 @@ class Link:
 class Path:
     """A verified path, the leaf's link first; the trust anchor has none, nobody revokes it."""
 
-    links: tuple[Link, ...]
+    links: tuple[IssuedBy, ...]
 
     @classmethod
     def parse(cls, chain_der: Sequence[bytes]) -> "Path":
@@ -139,9 +139,9 @@ def _parse(der: bytes) -> RevocationList:
 
 
 @lru_cache(maxsize=4096)
-def _link(der: bytes, issuer_der: bytes) -> Link:
+def _link(der: bytes, issuer_der: bytes) -> IssuedBy:
     certificate = x509.load_der_x509_certificate(der)
-    return Link(certificate.issuer.public_bytes(), certificate.serial_number, issuer_der)
+    return IssuedBy(certificate.issuer.public_bytes(), certificate.serial_number, issuer_der)
 
 
 @lru_cache(maxsize=1024)

@@ -171,7 +171,7 @@ class CallFailed(Exception):
 
 async def call(
     host: Host, target: SocketAddress, *, marker: str = "", path: str = "/", seconds: float = _CALL_SECONDS
-) -> http.Response:
+) -> http.HttpAnswer:
     """GET as a program in this host would, for at most so long.
 
     Raises:

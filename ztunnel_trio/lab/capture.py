@@ -85,7 +85,7 @@ class Way:
 
 
 @dataclass(slots=True, eq=False)
-class Flow:
+class CapturedFlow:
     """One TCP connection seen on the fabric."""
 
     client: SocketAddress
@@ -117,7 +117,7 @@ class Flow:
 class Activity:
     """What a connection did since a mark."""
 
-    flow: Flow
+    flow: CapturedFlow
     payload_bytes: int
     application_records: int
     is_new: bool
@@ -127,8 +127,8 @@ class Activity:
 class Wire:
     """All connections seen so far, in the order they began."""
 
-    flows: dict[tuple[SocketAddress, SocketAddress], Flow] = field(default_factory=dict)
-    past: list[Flow] = field(default_factory=list)  # whose ports were used again
+    flows: dict[tuple[SocketAddress, SocketAddress], CapturedFlow] = field(default_factory=dict)
+    past: list[CapturedFlow] = field(default_factory=list)  # whose ports were used again
     frames: int = 0
     lost: int = 0
     _markers: set[bytes] = field(default_factory=set)
@@ -137,14 +137,14 @@ class Wire:
         """Note from now on every connection in which these bytes pass in clear."""
         self._markers.add(marker)
 
-    def everything(self) -> list[Flow]:
+    def everything(self) -> list[CapturedFlow]:
         return [*self.past, *self.flows.values()]
 
-    def mark(self) -> dict[Flow, tuple[int, int]]:
+    def mark(self) -> dict[CapturedFlow, tuple[int, int]]:
         """The present state, for `since`."""
         return {flow: (flow.payload_bytes, flow.application_records) for flow in self.everything()}
 
-    def since(self, mark: dict[Flow, tuple[int, int]]) -> list[Activity]:
+    def since(self, mark: dict[CapturedFlow, tuple[int, int]]) -> list[Activity]:
         """The connections that carried payload since then, and how much."""
         found: list[Activity] = []
         for flow in self.everything():
@@ -192,11 +192,11 @@ class Wire:
         if flags & _SYN and not flags & _ACK:
             if (old := self.flows.get(ends)) is not None and old.payload_bytes:
                 self.past.append(self.flows.pop(ends))
-            flow = self.flows.setdefault(ends, Flow(*ends))
+            flow = self.flows.setdefault(ends, CapturedFlow(*ends))
             flow.saw_start = True
         found = self.flows.get(ends) or self.flows.get((ends[1], ends[0]))
         if found is None:
-            found = self.flows[ends] = Flow(*ends)
+            found = self.flows[ends] = CapturedFlow(*ends)
         way = found.sent if found.client == ends[0] else found.received
         found.was_reset |= bool(flags & _RST)
         found.was_finished |= bool(flags & _FIN)
@@ -281,6 +281,6 @@ def read(packets: socket.socket, wire: Wire) -> None:
             wire.receive(frame)
 
 
-def to_port(flows: Iterable[Flow], port: int) -> list[Flow]:
+def to_port(flows: Iterable[CapturedFlow], port: int) -> list[CapturedFlow]:
     """Those whose server listens there."""
     return [flow for flow in flows if flow.server.port == port]

@@ -50,7 +50,7 @@ class Acknowledged:
 
 
 @dataclass(slots=True, eq=False)
-class Connection:
+class AgentConnection:
     """One proxy's connection."""
 
     sock: trio.socket.SocketType
@@ -97,7 +97,7 @@ class Agent:
     def __init__(self, path: str) -> None:
         self.path = path
         self.pods: dict[str, KnownPod] = {}
-        self.connections: list[Connection] = []  # all there were; the last open one is in charge
+        self.connections: list[AgentConnection] = []  # all there were; the last open one is in charge
         self.acknowledged: list[Acknowledged] = []
         self.automatic = True
         self.changed = Watch(0)
@@ -125,7 +125,7 @@ class Agent:
         self._serving.cancel(reason="the lab restarts the agent")
         await self._is_listening.wait()
 
-    async def connection(self) -> Connection:
+    async def connection(self) -> AgentConnection:
         """The newest open connection, waited for; the caller sets the deadline."""
         while not (open_ones := [one for one in self.connections if one.is_open]):
             await self.changed.newer_than(self.changed.version)
@@ -183,7 +183,7 @@ class Agent:
 
     # ---------------------------------------------------------------- inside
 
-    async def _newest(self) -> Connection:
+    async def _newest(self) -> AgentConnection:
         with trio.fail_after(ACK_SECONDS):
             return await self.connection()
 
@@ -206,7 +206,7 @@ class Agent:
         heard, answers = trio.open_memory_channel[bytes](_ANSWERS_KEPT)
         with sock, heard:
             try:
-                connection = Connection(sock, await sock.recv(_DATAGRAM_BYTES), answers)
+                connection = AgentConnection(sock, await sock.recv(_DATAGRAM_BYTES), answers)
             except OSError:
                 return
             try:
@@ -222,7 +222,7 @@ class Agent:
                 connection.is_open = False
                 self._tell()
 
-    async def _greet(self, connection: Connection) -> None:
+    async def _greet(self, connection: AgentConnection) -> None:
         try:
             if self.automatic:
                 for pod in list(self.pods.values()):
@@ -234,14 +234,14 @@ class Agent:
         self.connections.append(connection)
         self._tell()
 
-    async def _announce(self, connection: Connection, pod: KnownPod) -> str:
+    async def _announce(self, connection: AgentConnection, pod: KnownPod) -> str:
         if pod.netns is None:
             return await self._noted(connection, "keep", pod.uid, zds.keep(pod.uid))
         request = zds.add(pod.uid, pod.info)
         return await self._noted(connection, "add", pod.uid, request, [pod.netns.fileno()])
 
     async def _noted(
-        self, connection: Connection, what: str, uid: str, data: bytes, descriptors: Sequence[int] = ()
+        self, connection: AgentConnection, what: str, uid: str, data: bytes, descriptors: Sequence[int] = ()
     ) -> str:
         error = await connection.ask(data, descriptors)
         self.acknowledged.append(Acknowledged(what, uid, error))

@@ -20,11 +20,11 @@ import trio
 
 from ztunnel_trio.facts.network import HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
 from ztunnel_trio.lab import apps, resources
-from ztunnel_trio.lab.capture import Activity, Flow
+from ztunnel_trio.lab.capture import Activity, CapturedFlow
 from ztunnel_trio.lab.evidence import (
     DeletionEvidence,
+    EvidenceParty,
     HopEvidence,
-    Party,
     Story,
     tell_allowed,
     tell_deletion,
@@ -60,7 +60,7 @@ class Mark:
     """Where logs, packets and applications stood before a call."""
 
     logs: Mapping[str, int]
-    wire: Mapping[Flow, tuple[int, int]]
+    wire: Mapping[CapturedFlow, tuple[int, int]]
     peers: Mapping[str, int]
 
 
@@ -78,10 +78,10 @@ class Scene:
             {name: len(app.peers) for name, app in self.servers.items()},
         )
 
-    def party(self, name: str) -> Party:
+    def party(self, name: str) -> EvidenceParty:
         pod = self.lab.pods[name]
         identity = str(pod.identity) if pod.node else ""
-        return Party(pod.name, pod.namespace, pod.node.name if pod.node else "", pod.ip, identity)
+        return EvidenceParty(pod.name, pod.namespace, pod.node.name if pod.node else "", pod.ip, identity)
 
 
 async def run(
@@ -204,7 +204,7 @@ async def _gather(
     )
 
 
-def _known(workloads: Mapping[str, str], source: Party) -> dict[str, str]:
+def _known(workloads: Mapping[str, str], source: EvidenceParty) -> dict[str, str]:
     """A machine outside the mesh has no workload to be named by."""
     return {name: text for name, text in workloads.items() if source.node or name != "src.workload"}
 

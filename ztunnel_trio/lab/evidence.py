@@ -18,7 +18,7 @@ _DECIDED_BY: Final = re.compile(r"denied by: (\S+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
+class EvidenceParty:
     """One end of a hop, as Kubernetes would tell it."""
 
     name: str
@@ -32,8 +32,8 @@ class Party:
 class HopEvidence:
     """Everything seen of one hop. `reached` are the client addresses the server's program saw meanwhile."""
 
-    caller: Party
-    callee: Party
+    caller: EvidenceParty
+    callee: EvidenceParty
     port: int  # the callee's program listens there
     reached: Sequence[str]
     error: str | None  # what the caller's program got instead of an answer
@@ -130,7 +130,7 @@ def _story(hop: HopEvidence, findings: Sequence[Finding]) -> Story:
     )
 
 
-def _name(party: Party) -> str:
+def _name(party: EvidenceParty) -> str:
     return party.name if party.namespace in ("default", "") else f"{party.namespace}/{party.name}"
 
 

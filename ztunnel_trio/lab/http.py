@@ -11,7 +11,7 @@ _LONGEST_BODY_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class HttpAnswer:
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -37,7 +37,7 @@ async def fetch(
     host: str = "localhost",
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
-) -> Response:
+) -> HttpAnswer:
     """One request and its whole answer; the stream is for this request only. The caller sets the deadline.
 
     Raises:
@@ -64,7 +64,7 @@ async def fetch(
                     raise h11.RemoteProtocolError("body too long")
             case h11.EndOfMessage():
                 assert head is not None
-                return Response(head.status_code, _fields(head.headers), bytes(received))
+                return HttpAnswer(head.status_code, _fields(head.headers), bytes(received))
             case h11.ConnectionClosed():
                 raise h11.RemoteProtocolError("the connection ended without an answer")
 

@@ -19,7 +19,7 @@ from ztunnel_trio.lab.spire_agent import (
     DELEGATE_SOCKET,
     WORKLOAD_SOCKET,
     Account,
-    Caller,
+    AttestedCaller,
     InNetns,
     PodUid,
     SpireAgent,
@@ -61,7 +61,7 @@ class SpireIdentities:
     async def running(self) -> AsyncGenerator[None, None]:
         """Serve the agent's sockets for the body's time."""
         self.directory.mkdir()
-        self.agent.register(Caller(), str(self.own))
+        self.agent.register(AttestedCaller(), str(self.own))
         try:
             async with self.agent.running(self.directory, brokers=[str(self.own)]):
                 yield

@@ -112,7 +112,7 @@ class Istiod:
 
     async def run(
         self,
-        host: "Place",
+        host: "LabPlace",
         *,
         port: int = PORT,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -390,7 +390,7 @@ class Condition(Protocol):
     def __call__(self) -> bool: ...
 
 
-class Place(Protocol):
+class LabPlace(Protocol):
     """Where to listen: a `Host`."""
 
     def listener(self, port: int) -> socket.socket: ...

@@ -131,7 +131,7 @@ class ProxyProcess:
 
     async def get(
         self, port: int, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
-    ) -> http.Response:
+    ) -> http.HttpAnswer:
         """Ask one of the proxy's own servers, from inside its namespace, ten seconds at most.
 
         Raises:
@@ -142,7 +142,7 @@ class ProxyProcess:
             async with await self.host.connect(target) as stream:
                 return await http.fetch(stream, path, method=method, headers=headers)
 
-    async def admin(self, path: str, *, method: str = "GET") -> http.Response:
+    async def admin(self, path: str, *, method: str = "GET") -> http.HttpAnswer:
         """Ask the admin server; errors as `get`."""
         return await self.get(ADMIN_PORT, path, method=method)
 

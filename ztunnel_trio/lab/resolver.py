@@ -47,7 +47,7 @@ Data = Sequence[str] | dns.rcode.Rcode | Silence | Forged
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ResolverQuestion:
     name: str
     kind: str
     protocol: str
@@ -59,7 +59,7 @@ class Resolver:
     """`zone` maps (name with its final dot, type) to record data, an error code or `Silence()`."""
 
     zone: dict[tuple[str, str], Data] = field(default_factory=dict)
-    questions: list[Question] = field(default_factory=list)
+    questions: list[ResolverQuestion] = field(default_factory=list)
 
     async def run(self, host: Host, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer on port 53 of the resolver's address until cancelled.
@@ -88,7 +88,7 @@ class Resolver:
         except (dns.exception.DNSException, IndexError):
             return None
         name, kind = question.name.to_text().lower(), dns.rdatatype.to_text(question.rdtype)
-        self.questions.append(Question(name, kind, protocol, asker))
+        self.questions.append(ResolverQuestion(name, kind, protocol, asker))
         response = dns.message.make_response(query, recursion_available=True)
         match self.zone.get((name, kind)):
             case Silence():

@@ -80,11 +80,11 @@ class PodUid:
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class AttestedCaller:
     """Whoever calls the Workload API."""
 
 
-Subject = Account | InNetns | PodUid | Caller
+Subject = Account | InNetns | PodUid | AttestedCaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +214,13 @@ class SpireAgent:
         def state() -> bytes:
             svids = [
                 X509Svid(*self._fields(identity, leaf, is_spared=self.spares_callers))
-                for identity, leaf in self._svids(Caller())
+                for identity, leaf in self._svids(AttestedCaller())
             ]
             return bytes(
                 X509SvidResponse(svids=svids, crl=self.crls_der, federated_bundles=self._federated())
             )
 
-        await self._stream(call, X509_SVID_PATH, Caller(), state, bytes(X509SvidResponse()))
+        await self._stream(call, X509_SVID_PATH, AttestedCaller(), state, bytes(X509SvidResponse()))
 
     async def _brokered(self, call: grpc.ServerCall) -> None:
         request = SubscribeToX509SvidRequest.parse(await call.receive() or b"")
@@ -248,7 +248,7 @@ class SpireAgent:
     ) -> None:
         """One stream of certificates, as the knobs are set."""
         self.opened.append(Subscribed(path, subject))
-        if self.spares_callers and subject == Caller():
+        if self.spares_callers and subject == AttestedCaller():
             await self._push(call, state)
             return
         if self.refuse is not None:

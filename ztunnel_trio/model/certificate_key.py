@@ -12,7 +12,7 @@ from ztunnel_trio.model.workload import WorkloadInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Pod:
+class AttestedPod:
     """A pod of this node as istio-cni told of it; `netns` is (device, inode) of its network namespace."""
 
     uid: str
@@ -28,7 +28,7 @@ class CertificateKey:
     """One entry of the certificate keeper. `pod` is None where pods of one identity share a certificate."""
 
     identity: SpiffeId
-    pod: Pod | None = None
+    pod: AttestedPod | None = None
 
     def __str__(self) -> str:
         return str(self.identity) if self.pod is None else f"{self.identity} for pod {self.pod}"

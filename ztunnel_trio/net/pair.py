@@ -19,7 +19,7 @@ _STALLED_SECONDS: Final = 0.5  # and for one that takes nothing: it is told with
 _POLL_SECONDS: Final = 0.05
 
 
-class Traffic(Protocol):
+class ByteCounts(Protocol):
     """Where bytes are counted, live: towards the destination and back to the source."""
 
     to_destination: int
@@ -36,7 +36,7 @@ class Pair:
 
     __slots__ = ("_engine", "_is_cut", "_traffic", "bug", "done", "ending", "owes_reset")
 
-    def __init__(self, engine: Engine, traffic: Traffic) -> None:
+    def __init__(self, engine: Engine, traffic: ByteCounts) -> None:
         self._engine = engine
         self._traffic = traffic
         self._is_cut = False

@@ -37,7 +37,7 @@ from ztunnel_trio.net.failures import (
     shutdown_writing,
     unsent_bytes,
 )
-from ztunnel_trio.net.pair import Pair, Traffic
+from ztunnel_trio.net.pair import ByteCounts, Pair
 from ztunnel_trio.net.socket_pair import SocketPair
 
 STREAM_CLOSED: Final = 5  # RFC 9113 7
@@ -115,7 +115,7 @@ class SocketEnd:
 Endpoint = SocketEnd | StreamEnd
 
 
-async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: Traffic) -> Ending:
+async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: ByteCounts) -> Ending:
     """Copy both ways until both have ended; returns how they did.
 
     Owns both ends from the call on and closes them on every way out. At least one is a socket.
@@ -123,7 +123,7 @@ async def relay(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: T
     return await pair_of(engine, client, upstream, traffic).run()
 
 
-def pair_of(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: Traffic) -> Pair:
+def pair_of(engine: Engine, client: Endpoint, upstream: Endpoint, traffic: ByteCounts) -> Pair:
     """What `relay` runs, for whoever wants to cancel it; owns both ends from the call on."""
     if isinstance(client, SocketEnd):
         if isinstance(upstream, SocketEnd):
@@ -151,7 +151,13 @@ class _StreamPair(Pair):
     )
 
     def __init__(
-        self, engine: Engine, sock: socket.socket, stream: StreamEnd, traffic: Traffic, *, is_outbound: bool
+        self,
+        engine: Engine,
+        sock: socket.socket,
+        stream: StreamEnd,
+        traffic: ByteCounts,
+        *,
+        is_outbound: bool,
     ) -> None:
         super().__init__(engine, traffic)
         self._sock = sock

@@ -10,7 +10,7 @@ import socket
 from ztunnel_trio.model.ending import CLEAN, DirectionFailed, Flow, SystemFailure
 from ztunnel_trio.net.engine import CHUNKS_A_TURN, HANGING_UP, READABLE, WRITABLE, Engine
 from ztunnel_trio.net.failures import RESETS, arm, disarm, pending_error, shutdown_writing
-from ztunnel_trio.net.pair import Pair, Traffic
+from ztunnel_trio.net.pair import ByteCounts, Pair
 
 
 class _Half:
@@ -73,7 +73,7 @@ class SocketPair(Pair):
     __slots__ = ("_client", "_upstream")
 
     def __init__(
-        self, engine: Engine, client: socket.socket, upstream: socket.socket, traffic: Traffic
+        self, engine: Engine, client: socket.socket, upstream: socket.socket, traffic: ByteCounts
     ) -> None:
         super().__init__(engine, traffic)
         self._client = _Half(self, client)

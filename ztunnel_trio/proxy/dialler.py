@@ -22,7 +22,7 @@ from ztunnel_trio.net.tls.memory import MemoryTls
 from ztunnel_trio.net.tls.peer import TlsPeer, judge_server, proven_peer
 from ztunnel_trio.net.transport import Transport
 from ztunnel_trio.proxy import farewell
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import NodeParts
 from ztunnel_trio.proxy.pool_choice import PoolKey
 from ztunnel_trio.proxy.tunnel.client import ClientTunnel
 from ztunnel_trio.proxy.tunnel.stream import TunnelStream
@@ -32,7 +32,7 @@ from ztunnel_trio.proxy.tunnel.stream import TunnelStream
 class Dialler:
     """Dials for one workload, out of its namespace and with its identity."""
 
-    node: Node
+    node: NodeParts
     info: WorkloadInfo
     sockets: SocketFactory
 

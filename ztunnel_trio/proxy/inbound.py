@@ -34,7 +34,7 @@ from ztunnel_trio.observe.access.record import ConnectionRecord
 from ztunnel_trio.observe.log import Bare, span
 from ztunnel_trio.proxy import farewell
 from ztunnel_trio.proxy.judge import Judge
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import NodeParts
 from ztunnel_trio.proxy.registry import InboundEntry, Registry
 from ztunnel_trio.proxy.serving import log
 from ztunnel_trio.proxy.tunnel.either import Tunnel
@@ -62,7 +62,7 @@ HEADER_TEXTS: Final = {name: name.decode() for name in (BAGGAGE, FORWARDED, TRAC
 class Inbound:
     """Serves the HBONE that arrives for one workload."""
 
-    node: Node
+    node: NodeParts
     info: WorkloadInfo
     sockets: SocketFactory
     registry: Registry

@@ -6,7 +6,7 @@ from ztunnel_trio.decide.authorize import Judgement, Note, Permit, Rejection
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.workload import Workload
 from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import NodeParts
 
 log = get_logger("rbac")
 state_log = get_logger("state")
@@ -16,7 +16,7 @@ state_log = get_logger("state")
 class Judge:
     """Judges the inbound connections of one workload."""
 
-    node: Node
+    node: NodeParts
     _version: int = -1
     _attached: tuple[str, ...] = ()
     _namespace: str = ""

@@ -46,7 +46,7 @@ class Registration(Protocol):
     def release(self) -> None: ...
 
 
-class Revocations(Protocol):
+class RevocationWatch(Protocol):
     """Revocation lists; `certs.crl.CrlKeeper` is one."""
 
     def verdict(self, chain_der: Sequence[bytes], *, reporter: Reporter) -> TlsRefused | None:
@@ -85,7 +85,7 @@ class ProxySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class NodeParts:
     """Handed to every workload proxy by the app."""
 
     settings: ProxySettings
@@ -95,7 +95,7 @@ class Node:
     engine: Engine
     access: AccessLog
     metrics: Metrics
-    revocations: Revocations | None
+    revocations: RevocationWatch | None
     resolve: Callable[[str], Awaitable[HostAnswer]]
     demand: Callable[[str], Awaitable[None]]
     rng: random.Random

@@ -23,7 +23,7 @@ from ztunnel_trio.observe.access.facts import ConnectionFacts
 from ztunnel_trio.observe.access.record import ConnectionRecord
 from ztunnel_trio.observe.log import Bare, get_logger, span
 from ztunnel_trio.observe.words import error_text
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import NodeParts
 from ztunnel_trio.proxy.reach import Attempt, Reach, Reached
 from ztunnel_trio.proxy.registry import OutboundEntry, Registry
 from ztunnel_trio.proxy.routing import Routing
@@ -45,7 +45,7 @@ class Call:
 class Outbound:
     """Carries what one workload sends."""
 
-    node: Node
+    node: NodeParts
     registry: Registry
     routing: Routing
     reach: Reach

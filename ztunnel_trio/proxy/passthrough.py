@@ -19,7 +19,7 @@ from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.access.facts import ConnectionFacts
 from ztunnel_trio.observe.access.record import ConnectionRecord
 from ztunnel_trio.proxy.judge import Judge
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import NodeParts
 from ztunnel_trio.proxy.registry import InboundEntry, Registry
 
 
@@ -27,7 +27,7 @@ from ztunnel_trio.proxy.registry import InboundEntry, Registry
 class Passthrough:
     """Serves the plain text that arrives for one workload."""
 
-    node: Node
+    node: NodeParts
     info: WorkloadInfo
     sockets: SocketFactory
     registry: Registry

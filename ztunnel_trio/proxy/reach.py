@@ -18,7 +18,7 @@ from ztunnel_trio.net.relay import Endpoint, SocketEnd
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.net.tls.peer import TlsPeer
 from ztunnel_trio.proxy.dialler import Dialler
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import NodeParts
 from ztunnel_trio.proxy.pool import Pool, StreamRequest
 from ztunnel_trio.proxy.pool_choice import PoolKey
 from ztunnel_trio.proxy.serving import contained
@@ -70,7 +70,7 @@ class Attempt:
 class Reach:
     """Reaches for one workload. Every failure is a `Refused`; nothing of the application was sent then."""
 
-    node: Node
+    node: NodeParts
     sockets: SocketFactory
     pool: Pool
     dialler: Dialler

@@ -34,7 +34,7 @@ from ztunnel_trio.net.listener import local_address
 from ztunnel_trio.net.sockets import SocketFactory
 from ztunnel_trio.observe.access.labels import party
 from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.proxy.node import Node
+from ztunnel_trio.proxy.node import NodeParts
 
 log = get_logger("proxy::outbound")
 
@@ -76,7 +76,7 @@ class SeededChance:
         return self.rng.choices(options, weights)
 
 
-class Found(NamedTuple):
+class FoundRoute(NamedTuple):
     """A route, and what was learned on the way to it."""
 
     route: Route
@@ -90,7 +90,7 @@ class Routing:
     State: the endpoints its connections failed to reach lately, passed over while there are others.
     """
 
-    node: Node
+    node: NodeParts
     info: WorkloadInfo
     sockets: SocketFactory
     failures: RecentFailures = field(default_factory=RecentFailures)
@@ -119,7 +119,7 @@ class Routing:
             target == local_address(sock) or self.sockets.has_address(target.ip)
         )
 
-    async def first(self, request: OutboundRequest) -> Found:
+    async def first(self, request: OutboundRequest) -> FoundRoute:
         """Decide where a new connection goes.
 
         Raises:
@@ -134,8 +134,8 @@ class Routing:
         return await self.find(request, Known(), NOBODY)
 
     async def next(
-        self, found: Found, request: OutboundRequest, refusal: Refusal, tries: Tries
-    ) -> tuple[Found, Tries] | None:
+        self, found: FoundRoute, request: OutboundRequest, refusal: Refusal, tries: Tries
+    ) -> tuple[FoundRoute, Tries] | None:
         """What to try after a refusal, and what has been tried by then; None: nothing else helps."""
         now = trio.current_time()
         here, known = found
@@ -146,14 +146,14 @@ class Routing:
             case GiveUp():
                 return None
             case Address(there):
-                return Found(there, known), tries
+                return FoundRoute(there, known), tries
             case another:
                 try:
                     return await self.find(request, known, tries.endpoints), tries.elsewhere()
                 except Refused:
                     return (found, tries.elsewhere()) if another.or_same else None
 
-    async def find(self, request: OutboundRequest, known: Known, exclude: frozenset[str]) -> Found:
+    async def find(self, request: OutboundRequest, known: Known, exclude: frozenset[str]) -> FoundRoute:
         """Decide, getting what the decision asks for.
 
         Raises:
@@ -175,7 +175,7 @@ class Routing:
                 case Route() as found:
                     for note in found.notes:
                         log.warning("%s", note)
-                    return Found(found, known)
+                    return FoundRoute(found, known)
                 case Refusal() as refusal:
                     raise Refused(refusal)
                 case NeedAddress(name=name):
@@ -190,7 +190,7 @@ class Routing:
         self.node.metrics.on_demand_dns(party(source, source.identity, None), workload.hostname)
         return await self.node.resolve(workload.hostname)
 
-    def others(self, found: Found, tries: Tries) -> int:
+    def others(self, found: FoundRoute, tries: Tries) -> int:
         """How many more tries may follow this one: addresses of the endpoint, endpoints of the service."""
         service = found.route.service
         if service is None:

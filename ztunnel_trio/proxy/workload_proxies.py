@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import trio
 
 from ztunnel_trio.errors import Unavailable
-from ztunnel_trio.model.certificate_key import Pod
+from ztunnel_trio.model.certificate_key import AttestedPod
 from ztunnel_trio.model.ending import PodGone
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.net.failures import ending_of
@@ -22,7 +22,7 @@ from ztunnel_trio.net.netns import Netns
 from ztunnel_trio.net.sockets import BindFailed, SocketFactory
 from ztunnel_trio.observe.log import get_logger, span
 from ztunnel_trio.observe.words import ending_text, os_error_text
-from ztunnel_trio.proxy.node import Certificates, Node
+from ztunnel_trio.proxy.node import Certificates, NodeParts
 from ztunnel_trio.proxy.registry import Registry
 from ztunnel_trio.proxy.workload_proxy import MakeNameServer, WorkloadProxy
 from ztunnel_trio.supervise.drain import Drain
@@ -81,12 +81,12 @@ class Placement:
 class WorkloadProxies:
     """Proxies live in `nursery`, which the app opened; `make_sockets` gives the sockets of a placement."""
 
-    node: Node
+    node: NodeParts
     nursery: trio.Nursery
     drain: Drain
     make_sockets: Callable[[Placement], SocketFactory]
     make_name_server: MakeNameServer | None
-    certificates_of: Callable[[Pod], HeldCertificates]
+    certificates_of: Callable[[AttestedPod], HeldCertificates]
     supervisor: Supervisor = field(default_factory=Supervisor)
     gate: Gate | None = None  # open unless a proxy failed
     placements: dict[str, Placement] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class WorkloadProxies:
     def move_in(self, uid: str, placement: Placement, begin: trio.Event | None = None) -> None:
         """Bind, then live in the nursery: all that can fail at the start has happened by then."""
         netns = None if placement.netns is None else placement.netns.key
-        placement.certificates = self.certificates_of(Pod(uid, placement.info, netns))
+        placement.certificates = self.certificates_of(AttestedPod(uid, placement.info, netns))
         try:
             placement.proxy = self.bind(placement)
         except OSError as error:

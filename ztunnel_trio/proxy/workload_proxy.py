@@ -33,7 +33,7 @@ from ztunnel_trio.observe.log import Bare, get_logger
 from ztunnel_trio.proxy.dialler import Dialler
 from ztunnel_trio.proxy.inbound import Inbound
 from ztunnel_trio.proxy.judge import Judge
-from ztunnel_trio.proxy.node import Node, ProxySettings
+from ztunnel_trio.proxy.node import NodeParts, ProxySettings
 from ztunnel_trio.proxy.outbound import Outbound
 from ztunnel_trio.proxy.passthrough import Passthrough
 from ztunnel_trio.proxy.pool import Pool
@@ -84,7 +84,7 @@ MakeNameServer = Callable[[SocketFactory, WorkloadInfo], NameServer]
 class WorkloadProxy:
     """Binding happens when it is made (`bind`), so that errors surface before anybody is told it runs."""
 
-    node: Node
+    node: NodeParts
     info: WorkloadInfo
     sockets: SocketFactory
     registry: Registry = field(default_factory=Registry)

@@ -28,7 +28,7 @@ from ztunnel_trio.mesh.entries import PolicyEntry, ServiceEntry, workload_entry
 from ztunnel_trio.mesh.mesh import Batch, Mesh
 from ztunnel_trio.model.address import NetworkAddress, SocketAddress
 from ztunnel_trio.model.certificate import WorkloadCertificate, load_certificate
-from ztunnel_trio.model.certificate_key import CertificateKey, Pod
+from ztunnel_trio.model.certificate_key import AttestedPod, CertificateKey
 from ztunnel_trio.model.connection import InboundConnection
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.policy import Action, Authorization, PolicyScope
@@ -206,7 +206,7 @@ OTHER = SpiffeId("cluster.local", "default", "other")
 
 
 def test_a_pod_with_a_certificate_of_its_own_is_named() -> None:
-    key = CertificateKey(CLIENT, Pod("u-1", WorkloadInfo("client-1", "default", "client")))
+    key = CertificateKey(CLIENT, AttestedPod("u-1", WorkloadInfo("client-1", "default", "client")))
 
     document = certificate_document(CertificateState(key, "Initializing", None))
 

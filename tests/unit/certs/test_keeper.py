@@ -22,7 +22,7 @@ from ztunnel_trio.certs.provider import Pending, Withdrawn
 from ztunnel_trio.decide.renew import FETCHING
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.model.certificate import WorkloadCertificate
-from ztunnel_trio.model.certificate_key import CertificateKey, Pod
+from ztunnel_trio.model.certificate_key import AttestedPod, CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.supervise.wall_clock import WallClock
@@ -495,8 +495,8 @@ def test_cancelled_at_any_step_it_leaves_nothing_behind() -> None:
     assert cancelled_everywhere_now(scenario) > 10
 
 
-POD = Pod("uid-1", WorkloadInfo("web", "ns", "id1"), (4, 7))
-OTHER_POD = Pod("uid-2", WorkloadInfo("web", "ns", "id1"), (4, 8))
+POD = AttestedPod("uid-1", WorkloadInfo("web", "ns", "id1"), (4, 7))
+OTHER_POD = AttestedPod("uid-2", WorkloadInfo("web", "ns", "id1"), (4, 8))
 
 
 def test_pods_that_are_attested_have_certificates_of_their_own() -> None:

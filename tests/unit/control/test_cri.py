@@ -16,7 +16,7 @@ from ztunnel_trio.control import grpc
 from ztunnel_trio.control.cri import POD_UID_LABEL, ContainerRuntime
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.lab.unix_server import serve_at
-from ztunnel_trio.model.certificate_key import Pod
+from ztunnel_trio.model.certificate_key import AttestedPod
 from ztunnel_trio.model.socket_target import UnixPath
 from ztunnel_trio.pb.messages.runtime.v1 import (
     Container,
@@ -86,7 +86,7 @@ async def runtime_at(directory: Path) -> AsyncGenerator[tuple[FakeRuntime, Conta
         nursery.cancel_scope.cancel()
 
 
-def pod() -> Pod:
+def pod() -> AttestedPod:
     found = key_of().pod
     assert found is not None
     return found

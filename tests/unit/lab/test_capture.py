@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ztunnel_trio.lab.capture import Flow, Wire, selected_version, to_port
+from ztunnel_trio.lab.capture import CapturedFlow, Wire, selected_version, to_port
 from ztunnel_trio.model.address import SocketAddress
 
 CLIENT = SocketAddress(IPv4Address("10.88.16.10"), 40000)
@@ -38,7 +38,7 @@ def opened(client: SocketAddress = CLIENT, server: SocketAddress = SERVER) -> Wi
     return wire
 
 
-def only(wire: Wire) -> Flow:
+def only(wire: Wire) -> CapturedFlow:
     [flow] = wire.everything()
     return flow
 

@@ -9,8 +9,8 @@ from tests.unit.lab.test_capture import handshaken, opened
 from ztunnel_trio.lab.capture import Activity, Wire
 from ztunnel_trio.lab.evidence import (
     DeletionEvidence,
+    EvidenceParty,
     HopEvidence,
-    Party,
     Story,
     decided_by,
     tell_allowed,
@@ -20,10 +20,10 @@ from ztunnel_trio.lab.evidence import (
 )
 from ztunnel_trio.lab.proxy_log import LogLine
 
-SLEEP = Party(
+SLEEP = EvidenceParty(
     "sleep", "default", "node-1", IPv4Address("10.88.16.10"), "spiffe://cluster.local/ns/default/sa/sleep"
 )
-WEB = Party(
+WEB = EvidenceParty(
     "web-api", "default", "node-2", IPv4Address("10.88.16.11"), "spiffe://cluster.local/ns/default/sa/web"
 )
 POLICY = "default/keep-out"
@@ -124,7 +124,7 @@ def test_the_deciding_policy_is_read_from_the_servers_line() -> None:
 
 
 def test_a_call_from_outside_has_to_be_seen_in_clear() -> None:
-    outsider = Party("outsider", "", "", IPv4Address("10.88.3.10"), "")
+    outsider = EvidenceParty("outsider", "", "", IPv4Address("10.88.3.10"), "")
     seen = replace(
         ALLOWED,
         caller=outsider,

@@ -5,7 +5,7 @@ import dns.message
 import dns.rcode
 import pytest
 
-from ztunnel_trio.lab.resolver import Data, Forged, Question, Resolver, Silence, mistakes
+from ztunnel_trio.lab.resolver import Data, Forged, Resolver, ResolverQuestion, Silence, mistakes
 
 ZONE: dict[tuple[str, str], Data] = {
     ("a.example.", "A"): ["192.0.2.1", "192.0.2.2"],
@@ -23,7 +23,7 @@ def asked(
     resolver = Resolver(dict(ZONE))
     query = dns.message.make_query(name, kind, use_edns=payload is not None, payload=payload or 0)
     wire = resolver.answer(query.to_wire(), protocol, "10.88.16.10")
-    assert resolver.questions == [Question(f"{name.lower()}.", kind, protocol, "10.88.16.10")]
+    assert resolver.questions == [ResolverQuestion(f"{name.lower()}.", kind, protocol, "10.88.16.10")]
     return None if wire is None else dns.message.from_wire(wire)
 
 

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from ztunnel_trio.errors import Unavailable
-from ztunnel_trio.model.certificate_key import CertificateKey, Pod
+from ztunnel_trio.model.certificate_key import AttestedPod, CertificateKey
 from ztunnel_trio.model.svid import SvidState
 from ztunnel_trio.model.workload_reference import ByProcess
 from ztunnel_trio.net.netns import NetnsKey
@@ -33,7 +33,7 @@ SCAN_SERVES_SECONDS: Final = 0.1
 
 Deliver = Callable[[SvidState], None]
 Follow = Callable[[ByProcess, Deliver], Awaitable[None]]
-Find = Callable[[Pod], Awaitable[Sequence[int]]]
+Find = Callable[[AttestedPod], Awaitable[Sequence[int]]]
 
 
 class NodeProcesses:
@@ -44,7 +44,7 @@ class NodeProcesses:
         self._found: dict[NetnsKey, list[int]] = {}
         self._found_at = -float("inf")
 
-    async def find(self, pod: Pod) -> Sequence[int]:
+    async def find(self, pod: AttestedPod) -> Sequence[int]:
         """The processes in a pod's network namespace, the oldest first, its sandbox left out."""
         async with self._one_walk:
             if trio.current_time() - self._found_at > SCAN_SERVES_SECONDS:
@@ -158,7 +158,7 @@ class _Attested:
     has_rivals: bool  # others are tried if this one is somebody else
 
     @property
-    def pod(self) -> Pod:
+    def pod(self) -> AttestedPod:
         assert self.key.pod is not None
         return self.key.pod
 

@@ -16,9 +16,9 @@ from ztunnel_trio.net.engine import Engine, Once
 from ztunnel_trio.net.transport import Transport
 from ztunnel_trio.proxy.tunnel.link import Link
 from ztunnel_trio.proxy.tunnel.settings import TunnelSettings
-from ztunnel_trio.proxy.tunnel.state import ALIVE, MOVES, Input, State
+from ztunnel_trio.proxy.tunnel.state import ALIVE, MOVES, TunnelInput, TunnelState
 from ztunnel_trio.proxy.tunnel.stream import TunnelStream
-from ztunnel_trio.proxy.tunnel.streams import Streams
+from ztunnel_trio.proxy.tunnel.streams import TunnelStreams
 from ztunnel_trio.wire.http2 import events as http2
 from ztunnel_trio.wire.http2.budgets import Excess, OverBudget
 from ztunnel_trio.wire.http2.codes import ErrorCode
@@ -65,14 +65,14 @@ class Connection:
     ) -> None:
         self.engine = engine
         self.settings = settings
-        self.state = State.OPEN
+        self.state = TunnelState.OPEN
         self.loss: Loss = TransportEnded()
         self.ended = trio.Event()
         self._role = role
         self._abused = abused
         self._core = Http2Connection(settings.http2(is_client=is_client))
         self._link = Link(engine, tls, self)
-        self.streams = Streams(engine, self._core, self._link, self._heard, self._changed)
+        self.streams = TunnelStreams(engine, self._core, self._link, self._heard, self._changed)
         self._acked = trio.Event()
         self._gone = Once(engine)
         self.bug: str | None = None  # what a pump of ours raised
@@ -116,7 +116,7 @@ class Connection:
     @property
     def can_open(self) -> bool:
         """Whether new streams may be opened: alive, nobody leaves, stream ids left."""
-        return self.state is State.OPEN and self._core.can_open
+        return self.state is TunnelState.OPEN and self._core.can_open
 
     def budget_peaks(self) -> dict[Excess, float]:
         """See `wire.http2.budgets.Budgets.peaks`."""
@@ -146,7 +146,7 @@ class Connection:
 
     def release(self) -> None:
         """Nobody will open streams any more: after the last one GOAWAY and an orderly close."""
-        self._move(Input.RELEASE)
+        self._move(TunnelInput.RELEASE)
         self._changed()
 
     def drain(self) -> None:
@@ -154,7 +154,7 @@ class Connection:
         if self.state in ALIVE:
             self._core.drain()
             self.streams.flush()
-            self._move(Input.DRAIN)
+            self._move(TunnelInput.DRAIN)
             self._changed()
 
     # -- ends
@@ -162,7 +162,7 @@ class Connection:
     def end(self, how: Loss) -> None:
         """End every stream for this reason, say the last word, and close. Only the first call counts."""
         if self.state in ALIVE:
-            self._move(Input.END)
+            self._move(TunnelInput.END)
             self.blame(how)
             if not isinstance(how, GoAway):  # then it has been said
                 self._core.go_away()
@@ -172,8 +172,8 @@ class Connection:
         """See `link.Above`: the transport is over."""
         if isinstance(cause, Bug):
             self.bug = cause.text
-        if self.state is not State.GONE:
-            self._move(Input.LOST)
+        if self.state is not TunnelState.GONE:
+            self._move(TunnelInput.LOST)
             self.blame(cause)
             self._link.stop()
             self._lose_streams()
@@ -196,19 +196,19 @@ class Connection:
         self.streams.lose(self.loss)
         self._role.changed()
 
-    def _move(self, event: Input) -> None:
+    def _move(self, event: TunnelInput) -> None:
         self.state = MOVES[self.state].get(event, self.state)
 
     def _changed(self) -> None:
         """A stream is over, or no new ones may come: then the tunnel ends with its last one. Is that now?"""
         self._role.changed()
-        if len(self.streams) or self.state is State.OPEN or self.state not in ALIVE:
+        if len(self.streams) or self.state is TunnelState.OPEN or self.state not in ALIVE:
             return
-        if self._core.open_streams or (self.state is State.DRAINING and not self._core.is_drained):
+        if self._core.open_streams or (self.state is TunnelState.DRAINING and not self._core.is_drained):
             return
-        if self.state is State.RELEASING:
+        if self.state is TunnelState.RELEASING:
             self._core.go_away()
-        self._move(Input.EMPTY)
+        self._move(TunnelInput.EMPTY)
         self._close()
 
     # -- see `link.Above`
@@ -219,7 +219,7 @@ class Connection:
         except PeerBrokeProtocol as error:
             self._broken(error)
             return len(view)
-        if self.state is not State.OPEN:
+        if self.state is not TunnelState.OPEN:
             self._changed()
         return used
 
@@ -249,12 +249,12 @@ class Connection:
                 self.engine.wake()
             case http2.GoAwayReceived():
                 self.blame(GoAway(event.code))
-                self._move(Input.GOAWAY)
+                self._move(TunnelInput.GOAWAY)
                 self._role.changed()
             case (
                 http2.DataReceived()
                 | http2.StreamEnded()
-                | http2.StreamReset()
+                | http2.ResetReceived()
                 | http2.StreamFailed()
                 | http2.TunnelAnswered()
                 | http2.WindowOpened()

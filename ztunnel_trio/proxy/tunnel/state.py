@@ -14,7 +14,7 @@ import enum
 from typing import Final
 
 
-class State(enum.Enum):
+class TunnelState(enum.Enum):
     OPEN = "open"
     RELEASING = "releasing"
     DRAINING = "draining"
@@ -23,7 +23,7 @@ class State(enum.Enum):
     GONE = "gone"
 
 
-class Input(enum.Enum):
+class TunnelInput(enum.Enum):
     RELEASE = "nobody will ask for more streams"
     DRAIN = "we take no more requests"
     GOAWAY = "the peer takes no more requests"
@@ -32,23 +32,31 @@ class Input(enum.Enum):
     LOST = "the transport is over"
 
 
-_ALWAYS: Final = {Input.END: State.CLOSING, Input.LOST: State.GONE}
+_ALWAYS: Final = {TunnelInput.END: TunnelState.CLOSING, TunnelInput.LOST: TunnelState.GONE}
 
 # What is not in the table changes nothing.
-MOVES: Final[dict[State, dict[Input, State]]] = {
-    State.OPEN: {
-        Input.RELEASE: State.RELEASING,
-        Input.DRAIN: State.DRAINING,
-        Input.GOAWAY: State.LEAVING,
+MOVES: Final[dict[TunnelState, dict[TunnelInput, TunnelState]]] = {
+    TunnelState.OPEN: {
+        TunnelInput.RELEASE: TunnelState.RELEASING,
+        TunnelInput.DRAIN: TunnelState.DRAINING,
+        TunnelInput.GOAWAY: TunnelState.LEAVING,
         **_ALWAYS,
     },
     # A client that releases has the last word, whatever the peer said in between.
-    State.RELEASING: {Input.EMPTY: State.CLOSING, **_ALWAYS},
+    TunnelState.RELEASING: {TunnelInput.EMPTY: TunnelState.CLOSING, **_ALWAYS},
     # A peer that leaves while we drain need not hear our second GOAWAY.
-    State.DRAINING: {Input.EMPTY: State.CLOSING, Input.GOAWAY: State.LEAVING, **_ALWAYS},
-    State.LEAVING: {Input.EMPTY: State.CLOSING, Input.RELEASE: State.RELEASING, **_ALWAYS},
-    State.CLOSING: {Input.LOST: State.GONE},
-    State.GONE: {},
+    TunnelState.DRAINING: {
+        TunnelInput.EMPTY: TunnelState.CLOSING,
+        TunnelInput.GOAWAY: TunnelState.LEAVING,
+        **_ALWAYS,
+    },
+    TunnelState.LEAVING: {
+        TunnelInput.EMPTY: TunnelState.CLOSING,
+        TunnelInput.RELEASE: TunnelState.RELEASING,
+        **_ALWAYS,
+    },
+    TunnelState.CLOSING: {TunnelInput.LOST: TunnelState.GONE},
+    TunnelState.GONE: {},
 }
 
-ALIVE: Final = frozenset((State.OPEN, State.RELEASING, State.DRAINING, State.LEAVING))
+ALIVE: Final = frozenset((TunnelState.OPEN, TunnelState.RELEASING, TunnelState.DRAINING, TunnelState.LEAVING))

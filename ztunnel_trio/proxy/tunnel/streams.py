@@ -24,14 +24,14 @@ from ztunnel_trio.wire.http2.connection import Http2Connection
 
 _COSTS: Final[dict[type[http2.Event], int]] = {
     http2.StreamEnded: TASK_EVENTS,
-    http2.StreamReset: TASK_EVENTS,
+    http2.ResetReceived: TASK_EVENTS,
     http2.StreamFailed: TASK_EVENTS,
     http2.TunnelAnswered: TASK_EVENTS,
     http2.TunnelRequested: REQUEST_EVENTS,
 }
 
 
-class Streams:
+class TunnelStreams:
     """See the module's text.
 
     `on_event` is told what is of no stream there is; `on_change` that a stream is over. `heard` counts reads
@@ -194,7 +194,7 @@ class Streams:
                     # still to be told.
                     if stream.has_ended:
                         self.drop_if_over(stream)
-            case http2.StreamReset(stream_id, code):
+            case http2.ResetReceived(stream_id, code):
                 refused = code == ErrorCode.REFUSED_STREAM
                 self._fail(stream_id, NotProcessed(code) if refused else StreamReset(code))
             case http2.StreamFailed(stream_id, code):

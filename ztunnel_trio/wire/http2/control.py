@@ -12,7 +12,7 @@ from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.wire.http2.budgets import Excess
 from ztunnel_trio.wire.http2.codes import ErrorCode
 from ztunnel_trio.wire.http2.compression import TABLE_BYTES
-from ztunnel_trio.wire.http2.events import Event, PingAcked, SettingsReceived, StreamReset, WindowOpened
+from ztunnel_trio.wire.http2.events import Event, PingAcked, ResetReceived, SettingsReceived, WindowOpened
 from ztunnel_trio.wire.http2.frames import (
     ACK,
     LARGEST_WINDOW,
@@ -147,5 +147,5 @@ class Control:
     def _reset(self, stream_id: int, code: int, events: list[Event]) -> None:
         stream = self._ledger.hear(stream_id, Input.RESET, events)
         if stream is not None:
-            events.append(StreamReset(stream_id, code))
+            events.append(ResetReceived(stream_id, code))
             self._ledger.was_reset(stream)

@@ -40,7 +40,7 @@ class TunnelAnswered:
 
 
 @dataclass(slots=True)
-class StreamReset:
+class ResetReceived:
     """The peer ended the stream with RST_STREAM; it is forgotten.
 
     REFUSED_STREAM says that nothing was done with the request (RFC 9113 8.7).
@@ -98,7 +98,7 @@ Event = (
     | StreamEnded
     | TunnelRequested
     | TunnelAnswered
-    | StreamReset
+    | ResetReceived
     | StreamFailed
     | WindowOpened
     | SettingsReceived

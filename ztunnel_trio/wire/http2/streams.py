@@ -53,7 +53,7 @@ class Input(IntEnum):
     RESET = 3
 
 
-class Scope(Enum):
+class ErrorScope(Enum):
     """How far an error reaches."""
 
     NOBODY = "the frame is dropped"
@@ -66,14 +66,14 @@ class Scope(Enum):
 class Fault:
     """What an input means that a state does not allow."""
 
-    scope: Scope
+    scope: ErrorScope
     code: ErrorCode = ErrorCode.NO_ERROR
 
 
-_DROPPED: Final = Fault(Scope.NOBODY)
-_LATE: Final = Fault(Scope.ANSWERED, ErrorCode.STREAM_CLOSED)
-_CLOSED: Final = Fault(Scope.CONNECTION, ErrorCode.STREAM_CLOSED)
-_NEVER: Final = Fault(Scope.CONNECTION, ErrorCode.PROTOCOL_ERROR)
+_DROPPED: Final = Fault(ErrorScope.NOBODY)
+_LATE: Final = Fault(ErrorScope.ANSWERED, ErrorCode.STREAM_CLOSED)
+_CLOSED: Final = Fault(ErrorScope.CONNECTION, ErrorCode.STREAM_CLOSED)
+_NEVER: Final = Fault(ErrorScope.CONNECTION, ErrorCode.PROTOCOL_ERROR)
 
 # What is not in the table is allowed.
 FAULTS: Final[dict[State, dict[Input, Fault]]] = {
@@ -83,7 +83,7 @@ FAULTS: Final[dict[State, dict[Input, Fault]]] = {
         # "If an endpoint receives additional frames, other than WINDOW_UPDATE, PRIORITY, or RST_STREAM, for a
         # stream that is in this state, it MUST respond with a stream error of type STREAM_CLOSED." DATA that
         # follows its own END_STREAM is no race but a broken peer: we end the connection, as 5.4.1 allows.
-        Input.HEADERS: Fault(Scope.STREAM, ErrorCode.STREAM_CLOSED),
+        Input.HEADERS: Fault(ErrorScope.STREAM, ErrorCode.STREAM_CLOSED),
         Input.DATA: _CLOSED,
     },
     State.LINGERING: {
@@ -241,14 +241,14 @@ class Streams:
         fault = FAULTS[state].get(what)
         if fault is None:
             return self.by_id[stream_id]
-        if fault.scope is Scope.CONNECTION:
+        if fault.scope is ErrorScope.CONNECTION:
             text = f"{what.name} for a stream that is {state.name.lower()}"
             raise PeerBrokeProtocol(text, fault.code)
-        if fault.scope is Scope.ANSWERED:
+        if fault.scope is ErrorScope.ANSWERED:
             self._out.reset(stream_id, fault.code)
             if what is not Input.DATA:  # payload that was on its way is honest
                 self._budgets.spend(Excess.STREAM_ERRORS)
-        return fault if fault.scope is Scope.STREAM else None
+        return fault if fault.scope is ErrorScope.STREAM else None
 
     def they_ended(self, stream: Stream) -> None:
         """END_STREAM of the peer's."""

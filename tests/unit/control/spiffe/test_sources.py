@@ -30,7 +30,7 @@ from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.lab.ca import Status
 from ztunnel_trio.lab.pki import Authority
-from ztunnel_trio.lab.spire_agent import Account, Caller, InNetns, PodUid
+from ztunnel_trio.lab.spire_agent import Account, AttestedCaller, InNetns, PodUid
 from ztunnel_trio.model.certificate import WorkloadCertificate, pem_blocks
 from ztunnel_trio.model.identity import SpiffeId
 
@@ -39,11 +39,11 @@ SOURCES = [selectors_source, processes_source, broker_source, own_source]
 each_source = pytest.mark.parametrize("make", SOURCES)
 
 
-def subjects() -> list[Account | InNetns | Caller | PodUid]:
+def subjects() -> list[Account | InNetns | AttestedCaller | PodUid]:
     pod = key_of().pod
     assert pod is not None
     assert pod.netns is not None
-    return [Account("default", "web"), InNetns(pod.netns), Caller(), PodUid(pod.uid)]
+    return [Account("default", "web"), InNetns(pod.netns), AttestedCaller(), PodUid(pod.uid)]
 
 
 @each_source
@@ -119,7 +119,7 @@ async def test_an_entry_that_is_made_late_is_found(make: Make, tmp_path: Path) -
         serving(provider_over(make(tmp_path), first_state_seconds=0.2)) as provider,
     ):
         entries = agent.entries
-        agent.entries = {Caller(): [str(PROXY)]} if make is broker_source else {}
+        agent.entries = {AttestedCaller(): [str(PROXY)]} if make is broker_source else {}
         with pytest.raises(Unavailable, match=TIMEOUT_TEXT):
             await provider.fetch(key_of())
         for subject, identities in entries.items():
@@ -348,11 +348,11 @@ async def test_a_broker_that_does_not_know_us_refuses_in_the_handshake(tmp_path:
 @trio_test
 async def test_a_broker_is_asked_once_we_have_a_certificate_of_our_own(tmp_path: Path) -> None:
     async with agent_at(tmp_path) as agent:
-        agent.register(Caller(), str(WEB))
+        agent.register(AttestedCaller(), str(WEB))
         async with serving(provider_over(broker_source(tmp_path))) as provider:
             with pytest.raises(Unavailable, match=f"own certificate {PROXY}: Mismatched identity"):
                 await provider.fetch(key_of())
-            agent.register(Caller(), str(PROXY))
+            agent.register(AttestedCaller(), str(PROXY))
             await provider.changed(key_of())
 
             assert (await provider.fetch(key_of())).identity == WEB

@@ -9,7 +9,7 @@ from tests.fakes.http2 import CONNECT, FrameFactory
 from ztunnel_trio.model.ending import By, Failure, NotProcessed, StreamReset, TransportEnded, TunnelLost
 from ztunnel_trio.net.engine import End
 from ztunnel_trio.proxy.tunnel.stream import TunnelStream
-from ztunnel_trio.proxy.tunnel.streams import Streams
+from ztunnel_trio.proxy.tunnel.streams import TunnelStreams
 from ztunnel_trio.proxy.tunnel.turn import EVENTS, REQUEST_EVENTS, TASK_EVENTS
 from ztunnel_trio.wire.http2 import events as http2
 from ztunnel_trio.wire.http2.budgets import ALLOWANCES, Allowance
@@ -84,7 +84,7 @@ class Server:
         self.core = Http2Connection(Http2Settings(is_client=False, max_streams=1000, allowances=NO_BUDGETS))
         self.asked: list[int] = []
         self.changes = 0
-        self.streams = Streams(self.engine, self.core, self.link, self.heard, self.changed)  # type: ignore[arg-type]
+        self.streams = TunnelStreams(self.engine, self.core, self.link, self.heard, self.changed)  # type: ignore[arg-type]
         self.say(make.preface().replace(make.settings(), make.settings({4: initial_window})))
 
     def heard(self, event: http2.Event) -> None:

@@ -5,7 +5,7 @@ import pytest
 from tests.fakes.http2 import CONNECT, FrameFactory, Peer, feed, joined, rst
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.wire.http2.codes import ErrorCode
-from ztunnel_trio.wire.http2.events import StreamEnded, StreamFailed, StreamReset
+from ztunnel_trio.wire.http2.events import ResetReceived, StreamEnded, StreamFailed
 from ztunnel_trio.wire.http2.frames import WINDOW_UPDATE
 from ztunnel_trio.wire.http2.settings import Http2Settings
 from ztunnel_trio.wire.http2.streams import FAULTS, Input, State
@@ -172,7 +172,7 @@ def test_a_reset_is_told_once() -> None:
     peer = Peer()
     peer.open()
 
-    assert peer.say(make.reset(1, 8) + make.reset(1, 8)) == [StreamReset(1, 8)]
+    assert peer.say(make.reset(1, 8) + make.reset(1, 8)) == [ResetReceived(1, 8)]
 
 
 def test_trailers_end_a_stream() -> None:
