@@ -101,6 +101,7 @@ class FakeCertificates:
     """Has a certificate for everybody, but for the identities in `missing`."""
 
     missing: set[SpiffeId] = field(default_factory=set)
+    late: set[SpiffeId] = field(default_factory=set)  # never fetched
     forgotten: int = 0
 
     def forget(self) -> None:
@@ -108,6 +109,8 @@ class FakeCertificates:
 
     async def certificate(self, identity: SpiffeId) -> WorkloadCertificate:
         await trio.lowlevel.checkpoint()
+        if identity in self.late:
+            await trio.sleep_forever()
         if identity in self.missing:
             raise Unavailable(f"no certificate for {identity}")
         return certificate_of(identity)

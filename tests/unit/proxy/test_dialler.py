@@ -103,6 +103,14 @@ async def test_no_certificate_of_our_own() -> None:
         assert text == f"no certificate for {SOURCE.identity}"
 
 
+@trio_test(clock=patient_clock())
+async def test_a_certificate_that_does_not_come_is_not_waited_for_for_ever() -> None:
+    async with world() as it:
+        it.certificates.late.add(SOURCE.identity)
+        assert await failure(it) == (Reason.IDENTITY, "deadline has elapsed")
+        assert trio.current_time() == pytest.approx(10)
+
+
 class Misconfigured(TlsContexts):
     def client_context(self, certificate: object) -> ssl.SSLContext:
         raise TlsMisconfigured("certificate: key values mismatch")

@@ -201,6 +201,49 @@ async def test_two_other_endpoints_are_tried_and_no_more() -> None:
 
 
 @trio_test
+async def test_an_endpoint_that_just_failed_is_not_the_first_choice_of_the_next() -> None:
+    async with world() as it:
+        there = await it.echo(ip_address("127.0.1.1"))
+        it.put(WEB, *[endpoint(n, there.port) for n in (1, 2)])
+        outbound = it.outbound(SOURCE)
+        for _ in range(16):
+            app = it.call(outbound, at("127.10.0.1:80"))
+            assert await ask(app) == b"hello world"
+
+        assert it.metric("istio_connect_retries_total") <= 1
+
+
+@trio_test
+async def test_where_all_failed_lately_they_are_tried_all_the_same() -> None:
+    async with world() as it:
+        it.put(WEB, endpoint(1, 9))
+        outbound = it.outbound(SOURCE)
+        for count in (1, 2):
+            it.call(outbound, at("127.10.0.1:80"))
+            await ended(it, count)
+        assert it.lines.errors() == ["io error: Connection refused (os error 111)"] * 2
+
+
+@trio_test
+async def test_another_address_of_an_endpoint_is_tried_where_one_refuses() -> None:
+    async with world() as it:
+        there = await it.echo(ip_address("127.0.0.44"))
+        named = replace(endpoint(1, there.port), addresses=(), hostname="db.example.com")
+        it.put(WEB, named)
+        it.hosts["db.example.com"] = (ip_address("127.0.0.45"), ip_address("127.0.0.44"))
+        for _ in range(8):
+            app = it.call(it.outbound(SOURCE), at("127.10.0.1:80"))
+            assert await ask(app) == b"hello world"
+            app.end()
+            assert await app.receive() == b""
+        await ended(it, 8)
+
+        assert it.lines.errors() == [None] * 8
+        assert 1 <= it.metric("istio_connect_retries_total") < 8
+        assert {line["dst.addr"] for line in it.lines.complete} == {str(there)}
+
+
+@trio_test
 async def test_a_refusal_by_policy_is_tried_nowhere_else() -> None:
     async with world() as it:
         endpoints = [endpoint(n, 9, SERVER) for n in (1, 2)]

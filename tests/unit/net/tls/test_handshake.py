@@ -23,7 +23,7 @@ from ztunnel_trio.model.ending import CertificateInvalid, Ending, Invalid, TlsRe
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.net.tls.failures import TlsFailed, TlsMisconfigured, tls_ending
-from ztunnel_trio.net.tls.handshake import Secured, accept_tls, connect_tls
+from ztunnel_trio.net.tls.handshake import DRAIN_SECONDS, Secured, accept_tls, connect_tls
 from ztunnel_trio.net.tls.peer import TlsPeer, Verdict
 from ztunnel_trio.observe.words import ending_text
 
@@ -610,3 +610,140 @@ def test_the_key_is_in_no_directory_and_no_descriptor_stays() -> None:
     before = open_descriptors()
     TlsContexts().server_context(certificate(ROOT, SERVER))
     assert open_descriptors() == before
+
+
+# -- what a refused peer is told
+
+
+def tcp() -> tuple[socket.socket, socket.socket]:
+    """A listener's end, non-blocking, and a client's: a socket pair of the system knows no reset."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    server.setblocking(False)
+    return server, client
+
+
+def client_context(leaf: WorkloadCertificate | None) -> ssl.SSLContext:
+    """A client that shows this certificate, or none, and trusts whomever it meets."""
+    if leaf is not None:
+        context = TlsContexts().client_context(leaf)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+EXPIRED = certificate(ROOT, CLIENT, not_before=LONG_AGO, not_after=datetime.now(UTC) - timedelta(days=1))
+FIRST_FRAMES = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(60_000)
+TOLD = b"GOAWAY: "
+
+
+def say(ending: Ending) -> bytes:
+    return TOLD + ending_text(ending).encode()
+
+
+@pytest.mark.parametrize("has_spoken", [False, True], ids=["waits", "has sent its first frames"])
+@pytest.mark.parametrize(
+    ("leaf", "told"),
+    [
+        (None, "TLSV13_ALERT_CERTIFICATE_REQUIRED"),
+        (EXPIRED, "SSLV3_ALERT_CERTIFICATE_EXPIRED"),
+        (certificate(STRANGER, CLIENT), "TLSV1_ALERT_UNKNOWN_CA"),
+        (certificate(ROOT, FOREIGN), "peer did not present the expected trustdomain"),
+    ],
+    ids=["no certificate", "expired", "unknown CA", "other trust domain"],
+)
+def test_a_refused_client_is_told_why_twelve_of_twelve_times(
+    leaf: WorkloadCertificate | None, told: str, has_spoken: bool
+) -> None:
+    contexts, context = TlsContexts(), client_context(leaf)
+
+    def dial(sock: socket.socket) -> str:
+        with context.wrap_socket(sock) as tls:
+            tls.settimeout(5)
+            try:
+                if has_spoken:
+                    tls.sendall(FIRST_FRAMES)
+                return tls.recv(1000).decode()
+            except ssl.SSLError as error:
+                return error.reason or ""
+
+    async def once() -> str:
+        server, client = tcp()
+        found: list[str] = []
+
+        async def run() -> None:
+            found.append(await trio.to_thread.run_sync(dial, client))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            with pytest.raises(TlsFailed):
+                await accept_tls(server, SERVER_CERTIFICATE, contexts=contexts, farewell=say)
+        return found[0]
+
+    async def main() -> None:
+        for _ in range(12):
+            assert told in await once()
+
+    trio.run(main)
+
+
+@trio_test
+async def test_a_server_that_is_somebody_else_is_told_by_the_client() -> None:
+    left, right = tcp()
+    right.setblocking(False)
+    heard: list[bytes | str] = []
+
+    async def accept() -> None:
+        secured = await accept_tls(left, SERVER_CERTIFICATE, contexts=TlsContexts())
+        with secured.tls:
+            heard.append(await read(secured.tls))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        with pytest.raises(TlsFailed):
+            await connect_tls(right, CLIENT_CERTIFICATE, [OTHER], contexts=TlsContexts(), farewell=say)
+    (said,) = heard
+    assert isinstance(said, bytes)
+    assert said.startswith(TOLD + b"invalid peer certificate")
+
+
+@trio_test(autojump=True)
+async def test_a_refused_peer_that_stays_is_let_go_after_a_second() -> None:
+    server, client = tcp()
+    with client:
+        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        began = trio.current_time()
+        with pytest.raises(TlsFailed):
+            await accept_tls(server, SERVER_CERTIFICATE, contexts=TlsContexts())
+        assert trio.current_time() - began == pytest.approx(DRAIN_SECONDS)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60, 100])
+def test_a_hello_in_two_segments_is_looked_into(cut: int) -> None:
+    context = client_context(CLIENT_CERTIFICATE)
+    context.set_alpn_protocols(["http/1.1"])
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    hello = outgoing.read()
+
+    async def main() -> None:
+        server, client = tcp()
+        with client:
+            client.send(hello[:cut])
+            async with trio.open_nursery() as nursery:
+
+                async def rest() -> None:
+                    await wait_all_tasks_blocked()
+                    client.send(hello[cut:])
+                    client.shutdown(socket.SHUT_WR)
+
+                nursery.start_soon(rest)
+                with pytest.raises(TlsFailed) as caught:
+                    await accept_tls(server, SERVER_CERTIFICATE, contexts=TlsContexts())
+        assert ending_text(caught.value.ending) == "peer doesn't support any known protocol"
+
+    trio.run(main)
