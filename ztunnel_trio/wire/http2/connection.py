@@ -65,8 +65,8 @@ class Http2Connection:
         "_is_within",
         "_ledger",
         "_order",
+        "_out",
         "_payload",
-        "_pending",
         "_windows",
         "taken",
     )
@@ -80,7 +80,7 @@ class Http2Connection:
         )
         # At hand, since each DATA frame asks for them.
         self._by_id, self._windows = ledger.streams.by_id, ledger.windows
-        self._pending, self._budgets = ledger.out.pending, ledger.budgets
+        self._out, self._budgets = ledger.out, ledger.budgets
         self._farewell = Farewell(ledger)
         self._blocks = HeaderBlocks(ledger.budgets, settings.header_list_size)
         self._control = Control(ledger, self._farewell)
@@ -101,12 +101,12 @@ class Http2Connection:
 
     def outgoing(self) -> bytes:
         """Take what has to be written, in order; empty when there is nothing."""
-        return self._ledger.out.take() if self._pending else b""
+        return self._out.take() if self._out.pending else b""
 
     @property
     def has_outgoing(self) -> bool:
         """Whether `outgoing` has something."""
-        return bool(self._pending)
+        return bool(self._out.pending)
 
     @property
     def open_streams(self) -> int:
@@ -204,8 +204,14 @@ class Http2Connection:
         stream = self._by_id.get(stream_id)
         if stream is None or not stream.may_send:
             return 0
-        room = self._windows.room(stream)
-        return max(0, room)
+        windows, room = self._windows, stream.send_window
+        if windows.send < room:
+            room = windows.send
+        if self._out.frame_size < room:
+            room = self._out.frame_size
+        if room < 0:  # the peer made its windows smaller
+            return 0
+        return room
 
     def put_data_header(self, buffer: memoryview, stream_id: int, length: int) -> None:
         """Write the header of a DATA frame into the first nine bytes of `buffer` and charge both windows."""

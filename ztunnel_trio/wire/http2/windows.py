@@ -46,14 +46,6 @@ class Windows:
         self._stream_quarter = max(1, stream_window // 4)
         self._connection_quarter = max(1, connection_window // 4)
 
-    def room(self, stream: Stream) -> int:
-        """How many bytes of payload may be sent on a stream in one frame now; zero or less for none."""
-        room = stream.send_window
-        if self.send < room:
-            room = self.send
-        most = self._out.frame_size
-        return min(room, most)
-
     def credit(self, stream: Stream, taken: int) -> None:
         """Return bytes of a stream that runs; one that is over only owes them to the connection."""
         stream.held -= taken
