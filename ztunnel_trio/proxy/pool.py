@@ -6,8 +6,8 @@ application noticing. The expected identities are part of the key, so an address
 workload can never get the old one's tunnel.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -107,7 +107,12 @@ class Pool:
                 choice = self.choices.choose(key, trio.current_time())
                 continue
             is_fresh = isinstance(choice, Dial)
-            use = await self._dial(request, choice) if isinstance(choice, Dial) else choice
+            if isinstance(choice, Dial):
+                with self._dialling(key, choice):
+                    tunnel, peer = await self.dial(key, request.connect_seconds)
+                    use = self._take_in(key, tunnel, peer)
+            else:
+                use = choice
             try:
                 if late is None:
                     late = self._ask(use, request, trio.current_time())
@@ -125,22 +130,26 @@ class Pool:
                 log.debug("no stream on a tunnel to %s (%s), trying another", key.destination, text)
                 late, choice = None, self.choices.choose(key, trio.current_time())
 
-    async def _dial(self, request: StreamRequest, choice: Dial[ClientTunnel]) -> Use[ClientTunnel]:
-        """Dial, with everybody else who wants this key waiting for the outcome; to be used at once.
+    @contextmanager
+    def _dialling(self, key: PoolKey, choice: Dial[ClientTunnel]) -> Iterator[None]:
+        """Dial in the body, with everybody else who wants this key waiting for the outcome.
 
         Where the connection that dials is cancelled, the next in line dials for itself.
         """
-        key, failure = request.key, None
+        failure = None
         release(choice.left)
         try:
-            tunnel, peer = await self.dial(key, request.connect_seconds)
-            self.nursery.start_soon(contained, "tunnel", partial(self.keep, key, tunnel, peer))
-            is_last, left = self.choices.dialled(key, tunnel, trio.current_time())
+            yield
         except Refused as error:
             failure = error
             raise
         finally:
             self.choices.ended(key, failure)
+
+    def _take_in(self, key: PoolKey, tunnel: ClientTunnel, peer: TlsPeer) -> Use[ClientTunnel]:
+        """Start a new tunnel's life; to be used at once."""
+        self.nursery.start_soon(contained, "tunnel", partial(self.keep, key, tunnel, peer))
+        is_last, left = self.choices.dialled(key, tunnel, trio.current_time())
         for each in left:
             each.release_when_idle()
         return Use(tunnel, is_last)

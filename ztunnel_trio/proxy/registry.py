@@ -5,8 +5,9 @@ judged again whenever an Authorization changes or other policies are attached to
 """
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -90,10 +91,8 @@ class OutboundEntry:
     protocol: OutboundProtocol
 
 
-class Judge(Protocol):
-    """Decides without a word; `proxy.judge.Judge.allows` is one."""
-
-    def __call__(self, connection: InboundConnection, workload: Workload, /) -> bool: ...
+Allows = Callable[[InboundConnection, Workload], bool]
+"""Decides without a word whether a connection may stay: `proxy.judge.Judge.allows`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,14 +102,14 @@ class Registry:
     inbound: set[InboundEntry] = field(default_factory=set)
     outbound: set[OutboundEntry] = field(default_factory=set)
 
-    async def watch(self, live: LiveMesh, info: WorkloadInfo, judge: Judge) -> None:
+    async def watch(self, live: LiveMesh, info: WorkloadInfo, allows: Allows) -> None:
         """Judge all inbound connections again whenever a verdict may have changed; never returns."""
         version = live.policies_changed.version
         while True:
             version, _ = await live.policies_changed.newer_than(version)
-            await self.judge_again(live, info, judge)
+            await self.judge_again(live, info, allows)
 
-    async def judge_again(self, live: LiveMesh, info: WorkloadInfo, judge: Judge) -> None:
+    async def judge_again(self, live: LiveMesh, info: WorkloadInfo, allows: Allows) -> None:
         """End what is no longer allowed. While the workload is gone, what it was last known as is judged.
 
         Equal connections - streams of one tunnel to one port - are judged and logged once.
@@ -123,7 +122,7 @@ class Registry:
                 continue
             is_allowed = judged.get((connection, id(workload)))
             if is_allowed is None:
-                is_allowed = judged[connection, id(workload)] = judge(connection, workload)
+                is_allowed = judged[connection, id(workload)] = allows(connection, workload)
                 if not is_allowed:
                     log.info(
                         CLOSED_TEXT,

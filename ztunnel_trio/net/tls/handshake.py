@@ -142,8 +142,19 @@ async def _secure(
         tls = closing.wrap(context, server_side=server_side)
     except ssl.SSLError as error:
         raise TlsFailed(tls_ending(error)) from error
+    wait: Callable[[ssl.SSLSocket], Awaitable[None]] | None = None
     try:
-        await _shake_hands(tls, steps)
+        while True:
+            if wait is not None:
+                await wait(tls)
+            async with steps:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    wait = trio.lowlevel.wait_readable
+                except ssl.SSLWantWriteError:
+                    wait = trio.lowlevel.wait_writable
         peer = proven_peer(tls, own)
         refusal = judge(peer)
     except ssl.SSLError as error:
@@ -218,17 +229,3 @@ async def _offered(sock: socket.socket) -> tuple[bytes, ...]:
     finally:
         if is_marked:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
-
-async def _shake_hands(tls: ssl.SSLSocket, steps: trio.CapacityLimiter) -> None:
-    wait: Callable[[ssl.SSLSocket], Awaitable[None]]
-    while True:
-        async with steps:
-            try:
-                tls.do_handshake()
-                return
-            except ssl.SSLWantReadError:
-                wait = trio.lowlevel.wait_readable
-            except ssl.SSLWantWriteError:
-                wait = trio.lowlevel.wait_writable
-        await wait(tls)
