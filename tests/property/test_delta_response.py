@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ztunnel_trio.errors import PeerBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
-from ztunnel_trio.wire.delta_response import Resource, Response, ResponseSplitter, read_resources
+from ztunnel_trio.wire.delta_response import DiscoveryResponse, Resource, ResponseSplitter, read_resources
 from ztunnel_trio.wire.rejection import RejectedResource
 
 names = st.text(max_size=20)
@@ -32,7 +32,7 @@ responses = st.builds(
 )
 
 
-def split(data: bytes, cuts: list[int]) -> Response:
+def split(data: bytes, cuts: list[int]) -> DiscoveryResponse:
     splitter = ResponseSplitter(len(data))
     borders = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     for start, stop in itertools.pairwise(borders):
@@ -40,7 +40,7 @@ def split(data: bytes, cuts: list[int]) -> Response:
     return splitter.finish()
 
 
-def taken(response: Response) -> list[Resource | RejectedResource]:
+def taken(response: DiscoveryResponse) -> list[Resource | RejectedResource]:
     """Its resources."""
     found: list[Resource | RejectedResource] = []
     while response.resources:

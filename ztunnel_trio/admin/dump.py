@@ -41,9 +41,10 @@ PEM_COLUMNS: Final = 60  # as the reference wraps its PEM
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A part made in one step, because it is small."""
+    """A part made in one step, because it is small. `is_optional`: left out while there is nothing in it."""
 
     make: Callable[[], Json]
+    is_optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,17 @@ class ConfigDump:
 
     async def begin(self) -> Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[None]]:
         """Make the small parts now, so that their failure is still a 500; returns what sends the dump."""
-        small = {name: part.make() for name, part in self.parts.items() if isinstance(part, Whole)}
-        texts = {name: json_text(value) for name, value in small.items()}
+        small = {name: part for name, part in self.parts.items() if isinstance(part, Whole)}
+        made = {name: (part, part.make()) for name, part in small.items()}
+        texts = {
+            name: json_text(value) for name, (part, value) in made.items() if value or not part.is_optional
+        }
+        names = sorted(texts.keys() | (self.parts.keys() - small.keys()))
         await trio.lowlevel.checkpoint()
 
         async def send_all(send: Callable[[bytes], Awaitable[None]]) -> None:
             lead = b"{\n  "
-            for name in sorted(self.parts):
+            for name in names:
                 part = self.parts[name]
                 head = lead + json_text(name) + b": "
                 lead = b",\n  "
@@ -82,7 +87,7 @@ class ConfigDump:
                     await send_list(part, send)
                 else:
                     await send(head + indented(texts[name], 1))
-            await send(b"\n}" if self.parts else b"{}")
+            await send(b"\n}" if names else b"{}")
 
         return send_all
 
@@ -174,7 +179,9 @@ def mesh_parts(mesh: Mesh) -> dict[str, Part]:
         "services": Listed(service_keys, service),
         "policies": Listed(mesh.policy_keys, policy),
         "stagedServices": Whole(lambda: staged_document(mesh.without_service())),
-        "addressClashes": Whole(lambda: clashes_document(mesh.service_clashes(), mesh.workload_clashes())),
+        "addressClashes": Whole(
+            lambda: clashes_document(mesh.service_clashes(), mesh.workload_clashes()), is_optional=True
+        ),
     }
 
 

@@ -41,7 +41,7 @@ from ztunnel_trio.wire.ads import (
     NodeFacts,
     Subscription,
 )
-from ztunnel_trio.wire.delta_response import Response, ResponseSplitter
+from ztunnel_trio.wire.delta_response import DiscoveryResponse, ResponseSplitter
 from ztunnel_trio.wire.rejection import Rejections
 from ztunnel_trio.wire.stream_end import (
     FAILING,
@@ -242,7 +242,7 @@ class AdsClient:
             with trio.move_on_at(math.inf if moment is None else moment):
                 await self._something_unsent.wait()
 
-    async def _read_response(self, stream: CallStream, size: int) -> Response:
+    async def _read_response(self, stream: CallStream, size: int) -> DiscoveryResponse:
         splitter = ResponseSplitter(size)
         if size <= _SMALL_BYTES:
             while piece := await stream.piece():
@@ -254,7 +254,7 @@ class AdsClient:
             await self._pace.rest()
         return splitter.finish()
 
-    async def _take(self, stream: CallStream, response: Response) -> None:
+    async def _take(self, stream: CallStream, response: DiscoveryResponse) -> None:
         """Apply one response, then answer it."""
         counts = {"size": response.resources.count, "removes": len(response.removed)}
         log.debug("received response", extra={"fields": {"type_url": response.type_url, **counts}})

@@ -22,7 +22,7 @@ from ztunnel_trio.mesh.mesh import Batch
 from ztunnel_trio.shortcuts import collector
 from ztunnel_trio.supervise.pace import Pace
 from ztunnel_trio.wire.ads import Arrived, Discovery
-from ztunnel_trio.wire.delta_response import Resource, Response, read_resources
+from ztunnel_trio.wire.delta_response import DiscoveryResponse, Resource, read_resources
 from ztunnel_trio.wire.rejection import RejectedResource, Rejections
 from ztunnel_trio.xds.address import ArrivedWorkload, read_address, read_workloads
 from ztunnel_trio.xds.policy import read_policy
@@ -91,7 +91,7 @@ class Application:
     on_demand: bool = field(default=False, kw_only=True)
     on_arrival: Callable[[Sequence[Arrived]], None] = field(kw_only=True)
 
-    async def apply(self, response: Response, rejections: Rejections) -> int:
+    async def apply(self, response: DiscoveryResponse, rejections: Rejections) -> int:
         """Apply a whole response of a subscribed type; returns how many bytes of payload there were."""
         is_large = response.resources.count >= _LARGE_RESPONSE
         with collector.large_load() if is_large else nullcontext():
@@ -99,7 +99,7 @@ class Application:
             await self._apply_removals(response)
         return received_bytes
 
-    async def _apply_resources(self, response: Response, rejections: Rejections) -> int:
+    async def _apply_resources(self, response: DiscoveryResponse, rejections: Rejections) -> int:
         type_url, resources, pace = response.type_url, response.resources, self.pace
         take_short_way = type_url == ADDRESS_TYPE and not self.on_demand  # that reads no aliases
         decoding = _DECODING_SMALL if resources.count <= _SMALL_RESPONSE else _DECODING
@@ -122,7 +122,7 @@ class Application:
             await pace.rest()
         return received_bytes
 
-    async def _apply_removals(self, response: Response) -> None:
+    async def _apply_removals(self, response: DiscoveryResponse) -> None:
         """Remove what the response says and what it shows to be gone."""
         type_url = response.type_url
         for start in range(0, len(response.removed), _REMOVALS_AT_ONCE):
@@ -139,7 +139,7 @@ class Application:
         await self.pace.rest()
 
 
-async def count_payload(response: Response) -> int:
+async def count_payload(response: DiscoveryResponse) -> int:
     """Drop the resources of a type nobody asked for; returns how many bytes of payload there were."""
     received_bytes = 0
     while response.resources:

@@ -67,7 +67,7 @@ class Chance(Protocol):
         """One of these by weight, in a list."""
 
 
-class Question(NamedTuple):
+class RouteQuestion(NamedTuple):
     """One outbound decision in the making: who wants to go where, in which mesh, with what known.
 
     `exclude` holds uids of endpoints that were tried in vain; `on_demand` says whether the mesh holds only

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from ztunnel_trio.decide.balance import Chosen, Draws, choose, find_upstream, pick_address
-from ztunnel_trio.decide.known import Chance, HostAnswer, Known, NeedAddress, NeedHost, Question
+from ztunnel_trio.decide.known import Chance, HostAnswer, Known, NeedAddress, NeedHost, RouteQuestion
 from ztunnel_trio.decide.waypoint import (
     Gateway,
     GatewayKind,
@@ -111,7 +111,7 @@ def route(
     source, target = request.source, request.target
     if calls_itself(target, illegal_ports, is_here=request.is_target_here):
         return Refusal(Reason.RECURSIVE_CALL)
-    question = Question(
+    question = RouteQuestion(
         source=source,
         target=target,
         mesh=mesh,
@@ -149,7 +149,7 @@ def route(
     return _direct(request, upstream, question)
 
 
-def _past_the_services(request: OutboundRequest, question: Question) -> Decision:
+def _past_the_services(request: OutboundRequest, question: RouteQuestion) -> Decision:
     """To what was dialled, as no service there takes the connection: plainly, if the mesh knows it not.
 
     A workload that speaks HBONE at that very address gets HBONE all the same, for the ports the service has
@@ -190,7 +190,7 @@ def _upstream(
     request: OutboundRequest,
     address: NetworkAddress,
     there: Service | Workload | None,
-    question: Question,
+    question: RouteQuestion,
 ) -> Chosen | NeedAddress | None:
     """The endpoint or workload dialled, seen from the source's network; None: the mesh has none.
 
@@ -214,7 +214,7 @@ def _upstream(
     )
 
 
-def _upstream_elsewhere(request: OutboundRequest, question: Question) -> Chosen | NeedAddress | None:
+def _upstream_elsewhere(request: OutboundRequest, question: RouteQuestion) -> Chosen | NeedAddress | None:
     """As `_upstream`, for a source that is in another network than the node says."""
     source, target, mesh = request.source, request.target, question.mesh
     address = NetworkAddress(source.network, target.ip)
@@ -228,7 +228,7 @@ def _upstream_elsewhere(request: OutboundRequest, question: Question) -> Chosen 
 
 
 def _before_service(
-    request: OutboundRequest, service: Service, reference: GatewayAddress, question: Question
+    request: OutboundRequest, service: Service, reference: GatewayAddress, question: RouteQuestion
 ) -> Decision:
     """To the waypoint of a service, wherever that is."""
     waypoint = find_gateway(reference, GatewayKind.WAYPOINT, question)
@@ -240,7 +240,7 @@ def _before_service(
 
 
 def _to_workload_with_waypoint(
-    request: OutboundRequest, upstream: Chosen, reference: GatewayAddress, question: Question
+    request: OutboundRequest, upstream: Chosen, reference: GatewayAddress, question: RouteQuestion
 ) -> Decision:
     """To the waypoint of a workload, unless it is the waypoint that asks."""
     is_waypoint = comes_from(
@@ -262,7 +262,7 @@ def _to_workload_with_waypoint(
 
 
 def _to_waypoint(
-    request: OutboundRequest, waypoint: Gateway, service: Service | None, question: Question
+    request: OutboundRequest, waypoint: Gateway, service: Service | None, question: RouteQuestion
 ) -> Decision:
     """HBONE to a waypoint in our network, whatever protocol its workload says; it judges and goes on."""
     chosen = waypoint.chosen
@@ -283,7 +283,7 @@ def _to_waypoint(
 
 
 def _through_gateway(
-    request: OutboundRequest, upstream: Chosen, service: Service | None, question: Question
+    request: OutboundRequest, upstream: Chosen, service: Service | None, question: RouteQuestion
 ) -> Decision:
     """Double HBONE into another network. There the service is asked for by name; it may choose again.
 
@@ -323,7 +323,7 @@ def _behind_the_same_gateway(upstream: Chosen, service: Service, mesh: Mesh) -> 
     return frozenset((upstream.workload.uid, *others))
 
 
-def _direct(request: OutboundRequest, upstream: Chosen, question: Question) -> Decision:
+def _direct(request: OutboundRequest, upstream: Chosen, question: RouteQuestion) -> Decision:
     """To the endpoint itself, by what it speaks."""
     workload = upstream.workload
     ip = _address_of(upstream, request.target.ip, question)
@@ -354,7 +354,9 @@ def _direct(request: OutboundRequest, upstream: Chosen, question: Question) -> D
     )
 
 
-def _address_of(chosen: Chosen, family_of: IPAddress, question: Question) -> IPAddress | Refusal | NeedHost:
+def _address_of(
+    chosen: Chosen, family_of: IPAddress, question: RouteQuestion
+) -> IPAddress | Refusal | NeedHost:
     """The address to dial of a chosen workload, in the family of the one given where it has a choice."""
     workload = chosen.workload
     if workload.uid in question.exclude:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ztunnel_trio.decide.balance import Chosen, choose, find_upstream
-from ztunnel_trio.decide.known import Chance, Known, NeedAddress, Question
+from ztunnel_trio.decide.known import Chance, Known, NeedAddress, RouteQuestion
 from ztunnel_trio.mesh.mesh import Mesh
 from ztunnel_trio.model.address import IPAddress, NamespacedHostname, NetworkAddress
 from ztunnel_trio.model.refusal import Reason, Refusal
@@ -41,7 +41,7 @@ def service_waypoint(service: Service, rng: Chance) -> GatewayAddress | None:
 
 
 def find_gateway(
-    reference: GatewayAddress, kind: GatewayKind, question: Question
+    reference: GatewayAddress, kind: GatewayKind, question: RouteQuestion
 ) -> Gateway | Refusal | NeedAddress:
     """Choose the workload behind a reference. There is no way around one that cannot be found."""
     if isinstance(reference.destination, NetworkAddress):
@@ -50,7 +50,7 @@ def find_gateway(
 
 
 def _find_by_address(
-    reference: GatewayAddress, destination: NetworkAddress, kind: GatewayKind, question: Question
+    reference: GatewayAddress, destination: NetworkAddress, kind: GatewayKind, question: RouteQuestion
 ) -> Gateway | Refusal | NeedAddress:
     source, mesh = question.source, question.mesh
     if question.on_demand:
@@ -74,7 +74,7 @@ def _find_by_name(
     reference: GatewayAddress,
     destination: NamespacedHostname,
     kind: GatewayKind,
-    question: Question,
+    question: RouteQuestion,
 ) -> Gateway | Refusal | NeedAddress:
     mesh, port = question.mesh, reference.hbone_mtls_port
     there = find_destination(destination, None, mesh, question.known, on_demand=question.on_demand)

@@ -33,7 +33,7 @@ from ztunnel_trio.wire.dns import (
     UDP_LIMIT,
     A,
     EncodedAnswer,
-    Found,
+    FoundAddresses,
     OtherOperation,
     Query,
     Rcode,
@@ -210,7 +210,7 @@ class NameAnswers:
             return []
         finally:
             self.budget.give_back()
-        return list(found.addresses) if isinstance(found, Found) else []
+        return list(found.addresses) if isinstance(found, FoundAddresses) else []
 
     def _decide(self, query: Query, client: Workload, protocol: str, limit: int) -> KeptAnswer:
         """What the mesh says, encoded; from the answers kept if the same was asked of the same mesh."""

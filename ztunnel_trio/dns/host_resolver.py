@@ -22,7 +22,16 @@ from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.errors import PeerBrokeProtocol, Unavailable
 from ztunnel_trio.model.address import IPAddress
 from ztunnel_trio.observe.log import get_logger
-from ztunnel_trio.wire.dns import AAAA, A, Found, Name, NotFound, encode_query, parse_name, read_addresses
+from ztunnel_trio.wire.dns import (
+    AAAA,
+    A,
+    FoundAddresses,
+    Name,
+    NotFound,
+    encode_query,
+    parse_name,
+    read_addresses,
+)
 
 log = get_logger("state")
 
@@ -39,7 +48,7 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    result: Found | NotFound
+    result: FoundAddresses | NotFound
     expires_at: float
 
 
@@ -48,7 +57,7 @@ class _Running:
     """An exchange others may wait for; it ends without a result if its task was cancelled."""
 
     finished: trio.Event
-    result: Found | NotFound | None = None
+    result: FoundAddresses | NotFound | None = None
 
 
 def candidates(hostname: str, conf: ResolvConf) -> list[Name]:
@@ -88,7 +97,7 @@ class HostResolver:
         failure = ""
         for name in candidates(hostname, conf):
             results = await self._both(name)
-            found = tuple(ip for one in results if isinstance(one, Found) for ip in one.addresses)
+            found = tuple(ip for one in results if isinstance(one, FoundAddresses) for ip in one.addresses)
             if found:
                 return found
             failures = [one for one in results if isinstance(one, NotFound)]
@@ -106,10 +115,10 @@ class HostResolver:
         found = self.hosts.get(hostname.lower().removesuffix("."), ())
         return tuple(sorted((ip for ip in found if self.ipv6 or ip.version == 4), key=lambda ip: ip.version))
 
-    async def _both(self, name: Name) -> list[Found | NotFound]:
+    async def _both(self, name: Name) -> list[FoundAddresses | NotFound]:
         """The answers for A and, if asked for, AAAA."""
         questions = [_Question(name, A), _Question(name, AAAA)][: 2 if self.ipv6 else 1]
-        results: dict[_Question, Found | NotFound] = {}
+        results: dict[_Question, FoundAddresses | NotFound] = {}
 
         async def look_up(question: _Question) -> None:
             results[question] = await self._look_up(question)
@@ -119,7 +128,7 @@ class HostResolver:
                 nursery.start_soon(look_up, question)
         return [results[question] for question in questions]
 
-    async def _look_up(self, question: _Question) -> Found | NotFound:
+    async def _look_up(self, question: _Question) -> FoundAddresses | NotFound:
         """From the cache, from whoever asks the same now, or from upstream."""
         while True:
             kept = self._kept.get(question)
@@ -133,7 +142,7 @@ class HostResolver:
             if running.result is not None:
                 return running.result
 
-    async def _ask_for_all(self, question: _Question) -> Found | NotFound:
+    async def _ask_for_all(self, question: _Question) -> FoundAddresses | NotFound:
         """Ask upstream, keep the answer, and wake whoever waits for the same."""
         running = self._running[question] = _Running(trio.Event())
         try:
@@ -151,7 +160,7 @@ class HostResolver:
         if len(self._kept) > self.entries:
             self._kept.popitem(last=False)
 
-    async def _ask(self, question: _Question) -> Found | NotFound:
+    async def _ask(self, question: _Question) -> FoundAddresses | NotFound:
         if not self.budget.take():
             return NotFound("too many lookups at once", 0)
         try:

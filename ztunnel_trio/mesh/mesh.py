@@ -84,19 +84,19 @@ class Mesh:
 
     def apply(self, batch: Batch) -> Changes:
         """Apply a batch as a whole (ztunnel src/xds.rs). Counts `revision` up if there was anything in it."""
-        step = _Step()
+        step = _Step(self._workloads, self._services)
         for entry in batch.addresses:
             if isinstance(entry, WorkloadEntry):
-                self._put_workload(entry, step)
+                step.put_workload(entry, self.local_node)
             else:
                 self._services.put(entry.service, entry.endpoints)
                 step.services += 1
         for name in batch.removed_addresses:
-            self._remove_address(name, step)
+            step.remove_address(name)
         for policy in batch.policies:
             self._policies.put(policy.key, policy.policy)
         removed_policies = [key for key in batch.removed_policies if self._policies.remove(key)]
-        self._tell_clashes(step)
+        step.tell_clashes()
         changes = Changes(
             workloads=step.workloads,
             services=step.services,
@@ -111,55 +111,6 @@ class Mesh:
         if changes.addresses or changes.policies:
             self.revision += 1
         return changes
-
-    def _put_workload(self, entry: WorkloadEntry, step: "_Step") -> None:
-        where = entry[3]
-        kind, replaced = self._workloads.put(entry)
-        is_local = where.node == self.local_node
-        if replaced is not None:
-            if replaced.is_same and not is_local:
-                return
-            if replaced.is_local and (
-                replaced.kind.prototype.authorization_policies != kind.prototype.authorization_policies
-            ):
-                step.attachments = True
-        step.workloads += 1
-        if is_local:
-            step.put.append(_local_workload(entry[0], kind, where.node))
-
-    def _remove_address(self, name: str, step: "_Step") -> None:
-        """Remove what a resource name stands for: a uid, else `namespace/hostname`."""
-        gone = self._workloads.remove(name)
-        if gone is not None:
-            step.workloads += 1
-            if gone.is_local:
-                step.gone.append(_local_workload(name, gone.kind, gone.node_locality.node))
-            return
-        try:
-            key = NamespacedHostname.parse(name)
-        except PeerBrokeProtocol:
-            step.notes.append(f"removal of {name}: neither a known workload nor a service name")
-            return
-        if "/" in key.hostname:
-            return  # the uid of a workload we never had
-        if self._services.remove(key):
-            step.services += 1
-        else:
-            step.notes.append(f"removal of {name}: no such service")
-
-    def _tell_clashes(self, step: "_Step") -> None:
-        """Note the addresses more are claiming than before; of two workloads only where the uid decides."""
-        found = self._services.clashes.news()
-        found += [
-            clash
-            for clash in self._workloads.clashes.news()
-            if self._workloads.is_clash_decided_by_uid(clash.claimants)
-        ]
-        step.notes += [str(clash) for clash in found[:CLASHES_TOLD]]
-        if len(found) > CLASHES_TOLD:
-            step.notes.append(
-                f"{len(found) - CLASHES_TOLD} more addresses are claimed by several: see the dump"
-            )
 
     # lookup
 
@@ -278,14 +229,66 @@ class Mesh:
 
 @dataclass(slots=True, eq=False)
 class _Step:
-    """What `apply` has done so far."""
+    """One batch on its way into the stores, and what it has changed so far."""
 
+    workload_store: Workloads
+    service_store: Services
     workloads: int = 0
     services: int = 0
     put: list[LocalWorkload] = field(default_factory=list)
     gone: list[LocalWorkload] = field(default_factory=list)
     attachments: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def put_workload(self, entry: WorkloadEntry, local_node: str | None) -> None:
+        """Take a workload as it is said to be now."""
+        where = entry[3]
+        kind, replaced = self.workload_store.put(entry)
+        is_local = where.node == local_node
+        if replaced is not None:
+            if replaced.is_same and not is_local:
+                return
+            if replaced.is_local and (
+                replaced.kind.prototype.authorization_policies != kind.prototype.authorization_policies
+            ):
+                self.attachments = True
+        self.workloads += 1
+        if is_local:
+            self.put.append(_local_workload(entry[0], kind, where.node))
+
+    def remove_address(self, name: str) -> None:
+        """Remove what a resource name stands for: a uid, else `namespace/hostname`."""
+        gone = self.workload_store.remove(name)
+        if gone is not None:
+            self.workloads += 1
+            if gone.is_local:
+                self.gone.append(_local_workload(name, gone.kind, gone.node_locality.node))
+            return
+        try:
+            key = NamespacedHostname.parse(name)
+        except PeerBrokeProtocol:
+            self.notes.append(f"removal of {name}: neither a known workload nor a service name")
+            return
+        if "/" in key.hostname:
+            return  # the uid of a workload we never had
+        if self.service_store.remove(key):
+            self.services += 1
+        else:
+            self.notes.append(f"removal of {name}: no such service")
+
+    def tell_clashes(self) -> None:
+        """Note the addresses more are claiming than before; of two workloads only where the uid decides."""
+        found = self.service_store.clashes.news()
+        found += [
+            clash
+            for clash in self.workload_store.clashes.news()
+            if self.workload_store.is_clash_decided_by_uid(clash.claimants)
+        ]
+        self.notes += [str(clash) for clash in found[:CLASHES_TOLD]]
+        if len(found) > CLASHES_TOLD:
+            self.notes.append(
+                f"{len(found) - CLASHES_TOLD} more addresses are claimed by several: see the dump"
+            )
 
 
 def _local_workload(uid: str, kind: KnownKind, node: str) -> LocalWorkload:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from ztunnel_trio.errors import WeBrokeProtocol
 from ztunnel_trio.pb import xds_pb2
-from ztunnel_trio.wire.delta_response import Response
+from ztunnel_trio.wire.delta_response import DiscoveryResponse
 from ztunnel_trio.wire.demanded import DemandedKeys
 from ztunnel_trio.wire.rejection import Rejections
 from ztunnel_trio.wire.versions import NAMES_AT_ONCE, ResourceVersions
@@ -223,7 +223,7 @@ class Discovery:
             return iter(())
         return self._known[type_url].vanished()
 
-    def finish(self, response: Response, rejections: Rejections) -> Finished:
+    def finish(self, response: DiscoveryResponse, rejections: Rejections) -> Finished:
         """Answer a response. Call it after the mesh is up to date and all of it was reported.
 
         An unknown type is acknowledged and leaves no trace.

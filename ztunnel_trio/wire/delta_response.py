@@ -102,7 +102,7 @@ class _Block:
 
 
 @dataclass(slots=True, eq=False)
-class Response:
+class DiscoveryResponse:
     """One DeltaDiscoveryResponse cut into its parts."""
 
     system_version_info: str = ""
@@ -127,7 +127,7 @@ class ResponseSplitter:
     __slots__ = ("_field_bytes", "_parts", "_parts_bytes", "_remaining", "_response")
 
     def __init__(self, size: int) -> None:
-        self._response = Response()
+        self._response = DiscoveryResponse()
         self._remaining = size  # of the message, not yet cut
         self._parts: list[bytes] = []
         self._parts_bytes = 0
@@ -157,7 +157,7 @@ class ResponseSplitter:
         self._parts_bytes = len(rest)
         self._remaining -= used
 
-    def finish(self) -> Response:
+    def finish(self) -> DiscoveryResponse:
         """The whole response, once every byte was fed.
 
         Raises:

@@ -384,7 +384,7 @@ def cut_to(reply: bytes, limit: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundAddresses:
     """Addresses of a name, good for `ttl` seconds."""
 
     addresses: tuple[IPAddress, ...]
@@ -423,7 +423,7 @@ def parse_name(text: str) -> Name:
     return tuple(stripped.split(".")) if stripped else ()
 
 
-def read_addresses(reply: bytes) -> Found | NotFound:
+def read_addresses(reply: bytes) -> FoundAddresses | NotFound:
     """The addresses a reply to our own A or AAAA query holds, following its CNAMEs.
 
     Raises:
@@ -445,7 +445,7 @@ def read_addresses(reply: bytes) -> Found | NotFound:
         if isinstance(record, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA)
     )
     if addresses:
-        return Found(addresses, min(chain.minimum_ttl, MAX_TTL))
+        return FoundAddresses(addresses, min(chain.minimum_ttl, MAX_TTL))
     has_soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in message.authority)
     ttl = min(chain.minimum_ttl, MAX_TTL) if has_soa else 0  # without SOA nothing is kept
     return NotFound("no records found", ttl, has_records=bool(message.answer) and rcode == dns.rcode.NOERROR)

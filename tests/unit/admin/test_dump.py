@@ -114,7 +114,6 @@ async def test_an_empty_mesh_has_every_part() -> None:
     text = await ConfigDump(mesh_parts(Mesh())).text()
 
     assert json.loads(text) == {
-        "addressClashes": {"services": {}, "workloads": {}},
         "policies": [],
         "services": [],
         "stagedServices": {},
@@ -143,10 +142,7 @@ async def test_addresses_claimed_by_several_are_in_sight() -> None:
 
     dumped = json.loads(await ConfigDump(mesh_parts(mesh)).text())
 
-    assert dumped["addressClashes"] == {
-        "services": {"/10.0.0.1": ["a/x.example", "b/x.example"]},
-        "workloads": {},
-    }
+    assert dumped["addressClashes"] == {"services": {"/10.0.0.1": ["a/x.example", "b/x.example"]}}
 
 
 LOCAL = """

@@ -13,7 +13,7 @@ from ztunnel_trio.wire.ads import (
     NodeFacts,
     Subscription,
 )
-from ztunnel_trio.wire.delta_response import Resource, Response
+from ztunnel_trio.wire.delta_response import DiscoveryResponse, Resource
 from ztunnel_trio.wire.rejection import RejectedResource, Rejections
 
 NODE = NodeFacts(instance_ip="10.0.0.1", pod_name="zt", pod_namespace="istio-system", node_name="node1")
@@ -42,7 +42,7 @@ def take(
     undecodable: list[RejectedResource] | None = None,
 ) -> Finished:
     """Receive and finish one response."""
-    response = Response(type_url=type_url, nonce="n1", removed=removed or [])
+    response = DiscoveryResponse(type_url=type_url, nonce="n1", removed=removed or [])
     response.resources.count = len(resources)
     rejections = Rejections(refused or [], undecodable or [])
     if core.handles(type_url):

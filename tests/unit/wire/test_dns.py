@@ -20,7 +20,7 @@ from ztunnel_trio.wire.dns import (
     AAAA,
     A,
     Edns,
-    Found,
+    FoundAddresses,
     NotFound,
     OtherOperation,
     Query,
@@ -414,11 +414,11 @@ def upstream(kind: str, *records: str, rcode: int = 0, authority: str | None = N
 def test_addresses_are_found_behind_aliases_and_live_as_long_as_the_shortest() -> None:
     reply = upstream("A", "www.example.com. 300 CNAME x.example.net.", "x.example.net. 60 A 1.1.1.1")
 
-    assert read_addresses(reply) == Found((ip_address("1.1.1.1"),), 60)
+    assert read_addresses(reply) == FoundAddresses((ip_address("1.1.1.1"),), 60)
 
 
 def test_an_ipv6_address_is_read() -> None:
-    assert read_addresses(upstream("AAAA", "www.example.com. 99999999 AAAA fd00::1")) == Found(
+    assert read_addresses(upstream("AAAA", "www.example.com. 99999999 AAAA fd00::1")) == FoundAddresses(
         (ip_address("fd00::1"),), 86400
     )
 

@@ -128,12 +128,15 @@ def staged_document(
 
 
 def clashes_document(services: Iterable[Clash], workloads: Iterable[Clash]) -> dict[str, Json]:
-    """Addresses that several services or several workloads claim; of the claimants the first gets it."""
+    """Addresses that several services or several workloads claim; of the claimants the first gets it.
 
-    def each(clashes: Iterable[Clash]) -> dict[str, Json]:
-        return {clash.address: list(clash.claimants) for clash in clashes}
-
-    return {"services": each(services), "workloads": each(workloads)}
+    Empty where there are none.
+    """
+    found: dict[str, dict[str, Json]] = {}
+    for kind, clashes in (("services", services), ("workloads", workloads)):
+        for clash in clashes:
+            found.setdefault(kind, {})[clash.address] = list(clash.claimants)
+    return dict(found)
 
 
 def policy_document(policy: Authorization) -> dict[str, Json]:
