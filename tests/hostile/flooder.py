@@ -3,6 +3,9 @@ nobody's measuring waits for it.
 
     python -m tests.hostile.flooder KIND IP:PORT AUTHORITY SECONDS CERTIFICATES
 
+With AUTHORITY `-` it is the server: it listens on IP:PORT, says `ready`, and floods the first that comes once
+that has asked for a stream.
+
 CERTIFICATES is a directory with chain.pem, key.pem and roots.pem. Prints JSON: bytes sent, and the code of
 the GOAWAY that cut it off, null for none.
 """
@@ -18,8 +21,8 @@ from itertools import count
 from pathlib import Path
 
 from tests.fakes.http2 import CONNECT, Frame, FrameFactory, read_frames
-from tests.hostile.floods import FLOODS, STREAM
-from ztunnel_trio.wire.http2.frames import GOAWAY, HEADER_BYTES, HEADERS
+from tests.hostile.floods import FLOODS, SERVER_FLOODS, STREAM
+from ztunnel_trio.wire.http2.frames import GOAWAY, HEADER_BYTES, HEADERS, PREFACE
 
 ANSWER_SECONDS = 10.0
 
@@ -68,6 +71,8 @@ class Attack:
 
     def _frames(self) -> list[Frame]:
         """The frames that have come whole."""
+        if self._got.startswith(PREFACE):
+            del self._got[: len(PREFACE)]
         end = 0
         while len(self._got) >= end + HEADER_BYTES:
             whole = end + HEADER_BYTES + int.from_bytes(self._got[end : end + 3], "big")
@@ -86,33 +91,51 @@ class Attack:
             self.read()
 
 
-def connect(target: tuple[str, int], certificates: Path) -> Attack:
-    """An authenticated connection with a stream that was answered."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def secure(sock: socket.socket, certificates: Path, *, is_server: bool) -> Attack:
+    """An authenticated connection over this socket."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(certificates / "roots.pem")
     context.load_cert_chain(certificates / "chain.pem", certificates / "key.pem")
     context.set_alpn_protocols(["h2"])
-    sock = socket.create_connection(target, timeout=ANSWER_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    tls = context.wrap_socket(sock)
+    tls = context.wrap_socket(sock, server_side=is_server)
     tls.setblocking(False)
     return Attack(tls)
+
+
+def accept(address: tuple[str, int], certificates: Path) -> Attack:
+    """The first connection that comes."""
+    with socket.create_server(address) as listener:
+        listener.settimeout(ANSWER_SECONDS)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        sock, _ = listener.accept()
+    return secure(sock, certificates, is_server=True)
 
 
 def main(kind: str, target: str, authority: str, seconds: float, certificates: Path) -> None:
     """See the module's text."""
     ip, _, port = target.rpartition(":")
-    attack, make = connect((ip, int(port)), certificates), FrameFactory()
-    connect_fields = [CONNECT[0], (":authority", authority)]
-    greeting = make.preface() + make.settings(ack=True) + make.headers(STREAM, connect_fields)
+    make, address = FrameFactory(), (ip, int(port))
+    is_server = authority == "-"
+    if is_server:
+        attack = accept(address, certificates)
+        greeting = make.settings() + make.settings(ack=True)
+    else:
+        sock = socket.create_connection(address, timeout=ANSWER_SECONDS)
+        attack = secure(sock, certificates, is_server=False)
+        fields = [CONNECT[0], (":authority", authority)]
+        greeting = make.preface() + make.settings(ack=True) + make.headers(STREAM, fields)
     attack.send(greeting, time.monotonic() + ANSWER_SECONDS)
     attack.wait(ANSWER_SECONDS)
-    assert attack.is_answered, "no answer to the CONNECT"
+    assert attack.is_answered, "nobody asked, or answered"
     attack.is_answered = False
+    flood = (SERVER_FLOODS if is_server else FLOODS)[kind]
     ids, until = count(STREAM + 2, 2), time.monotonic() + seconds
     while time.monotonic() < until and not attack.is_over and attack.goaway is None:
-        attack.send(FLOODS[kind].piece(ids), until)
+        attack.send(flood.piece(ids), until)
     attack.wait(1.0)
     sys.stdout.write(json.dumps({"sent": attack.sent, "goaway": attack.goaway}) + "\n")
 

@@ -75,6 +75,8 @@ def _windows(times: int) -> bytes:
     return b"".join([make.raw(4, 0, 0, initial[number % 2]) for number in range(times)])
 
 
+_EARLY: Final = make.raw(HEADERS, END_HEADERS, STREAM, b"\x08\x03103")  # :status 103, not indexed
+
 FLOODS: Final[dict[str, Flood]] = {
     "1-byte DATA": Flood(_always(make.data(STREAM, b"x"), 2000), None),
     "streams opened, refused": Flood(_many(_request, 100), None),
@@ -97,4 +99,9 @@ FLOODS: Final[dict[str, Flood]] = {
     "malformed requests": Flood(_many(_malformed, 100), Excess.UNANSWERED_RESETS),
     "30 KB in Huffman code": Flood(_many(_huffman_block, 2), None),
     "60 000 indices": Flood(_many(_block_of_indices, 1), Excess.HEADER_BLOCK),
+}
+
+SERVER_FLOODS: Final[dict[str, Flood]] = {
+    "1xx answers": Flood(_always(_EARLY, 2000), Excess.INFORMATIONAL_ANSWERS),
+    "PING to a client": Flood(_always(make.ping(), 1000), Excess.PING),
 }
