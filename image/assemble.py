@@ -13,7 +13,6 @@ import py_compile
 import shutil
 import subprocess
 import sys
-import tempfile
 import venv
 from pathlib import Path
 from typing import Final
@@ -48,8 +47,10 @@ def main(root: Path, revision: str = "") -> None:
     """
     if revision:
         Path("ztunnel_trio/revision.txt").write_text(f"{revision} Clean\n")  # as hatch_build.py has it
-    with tempfile.TemporaryDirectory() as made:
-        install(root / SITE, Path(made))
+    work = root.with_name(f"{root.name}.work")  # the same in every build: pip notes where commands were made
+    work.mkdir()
+    install(root / SITE, work)
+    shutil.rmtree(work)
     interpreter.copy_interpreter(root)
     interpreter.copy_libraries(root)
     write_files(root)
@@ -67,8 +68,9 @@ def install(site: Path, work: Path) -> None:
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work), ".")
     run(*pip, "install", *locked, "--target", str(site), "--requirement", "image/requirements.lock")
     shutil.rmtree(site / "bin")  # commands for people
-    (wheel,) = work.glob("ztunnel_trio-*.whl")
-    run(*pip, "install", "--no-deps", "--no-compile", "--no-index", "--target", str(site), str(wheel))
+    # By its name, not its path, which pip would note down.
+    ours = ("--no-deps", "--no-compile", "--no-index", "--find-links", str(work), "ztunnel-trio")
+    run(*pip, "install", "--target", str(site), *ours)
     shutil.rmtree(site / "bin")
 
 

@@ -74,13 +74,15 @@ def built(work: Path) -> Iterator[Image]:
     finally:
         store.run("umount", container)
         store.run("rm", container)
+        store.let_go()
 
 
 class Buildah:
     """buildah with a store of its own."""
 
     def __init__(self, work: Path) -> None:
-        self._options = ("--root", str(work / "store"), "--runroot", str(work / "run"))
+        self._root = work / "store"
+        self._options = ("--root", str(self._root), "--runroot", str(work / "run"))
 
     def run(self, *arguments: str) -> str:
         """Run one of its commands; what it printed."""
@@ -88,6 +90,12 @@ class Buildah:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
+
+    def let_go(self) -> None:
+        """Take away the mount that a store's overlay driver leaves, so that its directory can be removed."""
+        left = self._root / "overlay"
+        if left.is_mount():
+            subprocess.run(["umount", str(left)], check=True)
 
     def images(self) -> list[str]:
         return self.run("images", "--format", "{{.Name}}:{{.Tag}}").splitlines()

@@ -7,6 +7,7 @@ import re
 import ssl
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from ztunnel_trio.model.address import SocketAddress
 
 READY_SECONDS = 0.6
 SECONDS = 120.0
+AS_HERE = 1.5  # of the cost of a start from a virtual environment
 TRIES = 5  # for a figure of the clock, on a machine that does other work
 READY = re.compile(r"\((?P<number>[\d.]+)(?P<unit>ms|s)\), marking server ready")
 
@@ -61,29 +63,44 @@ async def test_the_demos_data_path_runs_in_containers(image: Image, state: Path)
     assert "all as promised" in told.getvalue()
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a start took until ready: by the proxy's own clock, and in processor time of the whole process."""
+
+    clock_seconds: float
+    processor_seconds: float
+
+
+async def start_once(proxy_command: list[str] | None) -> Start:
+    """Start a proxy in a lab, and end it."""
+    settings = LabSettings(nodes=["node-1"], command=proxy_command, watch_wire=False)
+    async with open_lab(settings) as lab:
+        await lab.add_pod("client", node="node-1")
+        await lab.start()
+        proxy = lab.nodes["node-1"].proxy
+        used = proxy.usage().cpu_seconds
+        with trio.fail_after(10):
+            ready = READY.search(await proxy.log.wait_text("marking server ready"))
+            assert ready is not None
+            assert await proxy.stop() == 0
+        return Start(float(ready["number"]) / (1000 if ready["unit"] == "ms" else 1), used)
+
+
 @trio_test(seconds=SECONDS)
 async def test_a_container_is_ready_soon_and_ends_when_asked(image: Image, state: Path) -> None:
-    took: list[float] = []
-    cost: list[float] = []
-    for _ in range(TRIES):
-        settings = LabSettings(nodes=["node-1"], command=command(image, state), watch_wire=False)
-        async with open_lab(settings) as lab:
-            await lab.add_pod("client", node="node-1")
-            await lab.start()
-            proxy = lab.nodes["node-1"].proxy
-            cost.append(proxy.usage().cpu_seconds)
-            with trio.fail_after(10):
-                ready = READY.search(await proxy.log.wait_text("marking server ready"))
-                assert ready is not None
-                took.append(float(ready["number"]) / (1000 if ready["unit"] == "ms" else 1))
-                assert await proxy.stop() == 0
-        if took[-1] < READY_SECONDS:
-            break
+    starts: list[Start] = []
+    while len(starts) < TRIES and not (starts and starts[-1].clock_seconds < READY_SECONDS):
+        starts.append(await start_once(command(image, state)))
+    own = await start_once(None)
 
-    sys.stdout.write(f"start to ready: {min(took):.3f} s, {min(cost):.2f} s of processor time\n")
-    # A clock tells nothing of this program where others wait for the same cores.
-    is_busy = os.getloadavg()[0] > (os.cpu_count() or 1)
-    assert min(cost if is_busy else took) < READY_SECONDS, (took, cost)
+    took = min(start.clock_seconds for start in starts)
+    cost = min(start.processor_seconds for start in starts)
+    here = f"{own.processor_seconds:.2f} s here with CPython {sys.version.partition(' ')[0]}"
+    sys.stdout.write(f"start to ready: {took:.3f} s; processor time {cost:.2f} s, {here}\n")
+    if os.getloadavg()[0] < (os.cpu_count() or 1):
+        assert took < READY_SECONDS, starts
+    # A clock tells nothing of this program where others wait for the cores; stale byte code costs eightfold.
+    assert cost < AS_HERE * own.processor_seconds, (starts, own)
 
 
 def test_the_chart_gives_no_more_than_three_capabilities(image: Image, state: Path) -> None:
