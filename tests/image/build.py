@@ -93,9 +93,10 @@ class Buildah:
 
     def let_go(self) -> None:
         """Take away the mount that a store's overlay driver leaves, so that its directory can be removed."""
-        left = self._root / "overlay"
-        if left.is_mount():
-            subprocess.run(["umount", str(left)], check=True)
+        left = str(self._root / "overlay")
+        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        if left in mounted:  # of the same file system, so no other sign tells
+            subprocess.run(["umount", left], check=True)
 
     def images(self) -> list[str]:
         return self.run("images", "--format", "{{.Name}}:{{.Tag}}").splitlines()
