@@ -119,6 +119,8 @@ def other_addresses(route: Route, tries: Tries, known: Known) -> list[IPAddress]
     if workload is None:
         return []
     found = workload.addresses or known.hosts.get(workload.uid) or ()
+    if len(found) < 2:  # nearly always
+        return []
     family = route.destination.ip.version
     return sorted(
         (ip for ip in found if ip not in tries.addresses and ip != route.destination.ip),

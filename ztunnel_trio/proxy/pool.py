@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -33,8 +33,7 @@ log = get_logger("proxy::pool")
 MOST_TRIES: Final = 4  # tunnels of one key that one connection tries; the peer cannot keep it busy for ever
 
 
-@dataclass(frozen=True, slots=True)
-class StreamRequest:
+class StreamRequest(NamedTuple):
     """What a connection wants of the pool: CONNECT `authority`, over a tunnel of `key`.
 
     `connect_seconds` bounds a TCP connection, should one be dialled; `answer_by` is when the answer has to

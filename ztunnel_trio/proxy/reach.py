@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -39,8 +39,7 @@ from ztunnel_trio.wire.http2.compression import Field
 OK: Final = 200  # the one answer that is yes
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
+class Reached(NamedTuple):
     """The end of a connection at its destination.
 
     `baggage` and `identity` are what the inner peer of a double tunnel told of itself.
@@ -51,8 +50,7 @@ class Reached:
     identity: SpiffeId | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One try: along which route, for whom, and how long the TCP connection may take.
 
     `now` is Trio's, asked for once a try.
