@@ -36,10 +36,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     rng = random.Random()
     readiness = Readiness(began=began)
     metrics = Metrics(version=config.istio_version, shared=is_shared, dns=config.dns_proxy)
-    metrics.show(READY, lambda: {(): readiness.is_ready})
-    metrics.show(
-        NOT_READY_SECONDS, lambda: {(task,): round(s, 3) for task, s in readiness.pending_seconds().items()}
-    )
+    show_readiness(metrics, readiness)
     supervisor = Supervisor(rng, partial(metrics.count, PART_RESTARTS))
     live = LiveMesh(Mesh(local_node=config.local_node))
     contexts = TlsContexts(tls12=config.tls12_enabled)
@@ -87,6 +84,14 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     )
     parts.servers = make_servers(parts, local_source, about)
     return parts
+
+
+def show_readiness(metrics: Metrics, readiness: Readiness) -> None:
+    """Whether the process is ready, and if not, without what and for how long."""
+    metrics.show(READY, lambda: {(): readiness.is_ready})
+    metrics.show(
+        NOT_READY_SECONDS, lambda: {(task,): round(s, 3) for task, s in readiness.pending_seconds().items()}
+    )
 
 
 def served_by(config: Config) -> list[str]:

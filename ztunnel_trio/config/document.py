@@ -7,6 +7,7 @@ from typing import Final
 import yaml
 
 from ztunnel_trio.config import Config, JsonValue, Provider
+from ztunnel_trio.config.sockets import SocketConfig
 from ztunnel_trio.dns.resolv_conf import ResolvConf
 from ztunnel_trio.grammar import ControlPlaneAddress, ListenAddress, Localhost
 from ztunnel_trio.model.address import SocketAddress
@@ -102,6 +103,17 @@ def resolver_options(config: Config) -> JsonValue:
     }
 
 
+def socket_config(sockets: SocketConfig) -> JsonValue:
+    """TCP keepalive of connections."""
+    return {
+        "keepaliveEnabled": sockets.keepalive_enabled,
+        "keepaliveInterval": duration(sockets.keepalive_interval_seconds),
+        "keepaliveRetries": sockets.keepalive_retries,
+        "keepaliveTime": duration(sockets.keepalive_time_seconds),
+        "userTimeoutEnabled": sockets.user_timeout_enabled,
+    }
+
+
 def dump_config(config: Config) -> dict[str, JsonValue]:
     """The `config` part of the config dump. Never holds a token or the local mesh."""
     provider = config.certificates.provider
@@ -149,13 +161,7 @@ def dump_config(config: Config) -> dict[str, JsonValue]:
         "requireOriginalSource": config.require_original_source,
         "secretTtl": duration(config.control.secret_ttl_seconds),
         "selfTerminationDeadline": duration(config.self_termination_deadline_seconds),
-        "socketConfig": {
-            "keepaliveEnabled": config.sockets.keepalive_enabled,
-            "keepaliveInterval": duration(config.sockets.keepalive_interval_seconds),
-            "keepaliveRetries": config.sockets.keepalive_retries,
-            "keepaliveTime": duration(config.sockets.keepalive_time_seconds),
-            "userTimeoutEnabled": config.sockets.user_timeout_enabled,
-        },
+        "socketConfig": socket_config(config.sockets),
         "socks5Addr": optional(config.listeners.socks5_addr),
         "statsAddr": listen_address(config.listeners.stats_addr),
         "windowSize": config.http2.window_size,
