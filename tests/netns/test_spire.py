@@ -109,6 +109,19 @@ def test_pods_talk_with_certificates_of_the_agent_and_of_nobody_else(way: Way) -
     trio.run(main)
 
 
+def test_a_pod_has_its_certificate_before_it_talks() -> None:
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with open_lab(PROCESSES.settings()) as lab:
+                pair = await pair_in(lab)
+                quiet = await lab.add_pod("quiet", node="node-1")
+                with trio.fail_after(10):
+                    while await state_of(pair, quiet) != "Available":  # noqa: ASYNC110  nobody tells
+                        await trio.sleep(0.05)
+
+    trio.run(main)
+
+
 @each_way
 def test_rotations_under_traffic_fail_nobody(way: Way) -> None:
     async def main() -> None:

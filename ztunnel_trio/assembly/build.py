@@ -45,7 +45,7 @@ def build(config: Config, about: BuildInfo, began: float) -> Parts:
     streams = certificates if isinstance(certificates, SubscribedCertificates) else None
     keeper = make_keeper(certificates, clock, metrics, supervisor)
     if is_shared:
-        live.on_workloads.append(partial(follow_workloads, keeper))
+        live.on_workloads.append(partial(follow_workloads, keeper, live))
     mesh_gate, mesh_arrived = readiness.gate("state manager"), trio.Event()
     gates = {name: readiness.gate(name) for name in served_by(config)}
 

@@ -1,5 +1,6 @@
 """Where certificates come from, and which are held ready."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from ztunnel_trio.assembly.control_plane import make_caller, make_target
 from ztunnel_trio.assembly.spire import make_subscribed
 from ztunnel_trio.certs.crl import CrlKeeper
 from ztunnel_trio.certs.fake_ca import FakeCa
-from ztunnel_trio.certs.keeper import Keeper
+from ztunnel_trio.certs.keeper import Keeper, PodCertificates
 from ztunnel_trio.certs.provider import CertificateProvider
 from ztunnel_trio.certs.signed import SignedCertificates
 from ztunnel_trio.certs.subscribed import SubscribedCertificates
@@ -15,8 +16,9 @@ from ztunnel_trio.config import Config, Provider, ProxyMode, Unstartable
 from ztunnel_trio.control.ca_client import CaClient, CaSettings
 from ztunnel_trio.control.grpc import ChannelSettings
 from ztunnel_trio.errors import ConfigError
+from ztunnel_trio.live_mesh import LiveMesh
 from ztunnel_trio.mesh.mesh import Changes
-from ztunnel_trio.model.certificate_key import CertificateKey
+from ztunnel_trio.model.certificate_key import AttestedPod, CertificateKey
 from ztunnel_trio.model.source import FromFile, RootSource
 from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.observe.metrics import Metrics
@@ -108,11 +110,29 @@ def check_readable(name: str, roots: RootSource) -> None:
             raise ConfigError(f"{name}: {roots.path}: {os_error_text(error)}") from error
 
 
-def follow_workloads(keeper: Keeper, changes: Changes) -> None:
+def pod_certificates(keeper: Keeper, live: LiveMesh, pod: AttestedPod) -> PodCertificates:
+    """The certificates of a pod that is here now; where it is attested, asked for before it needs them."""
+    certificates = keeper.of_pod(pod)
+    prefetch_attested(keeper, live, [pod])
+    return certificates
+
+
+def prefetch_attested(keeper: Keeper, live: LiveMesh, pods: Sequence[AttestedPod]) -> None:
+    """Ask for the certificates of pods that are attested, as far as the mesh knows who they are."""
+    if not keeper.attests_pods:
+        return
+    for pod in pods:
+        if (workload := live.mesh.local_workload(pod.info)) is not None:
+            keeper.prefetch(CertificateKey(workload.identity, pod))
+
+
+def follow_workloads(keeper: Keeper, live: LiveMesh, changes: Changes) -> None:
     """Have certificates of this node's workloads ready before they are needed, and forget them after.
 
-    Certificates of pods that are attested are held by the pods' proxies.
+    Those of pods that are attested go with the pod.
     """
+    if changes.put:
+        prefetch_attested(keeper, live, keeper.pods())
     for workload in changes.put:
         if workload.wants_certificate and not keeper.attests_pods:
             keeper.prefetch(CertificateKey(workload.identity))

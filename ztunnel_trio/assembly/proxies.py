@@ -5,6 +5,7 @@ from functools import partial
 
 import trio
 
+from ztunnel_trio.assembly.certificates import pod_certificates
 from ztunnel_trio.assembly.names import make_dns_server
 from ztunnel_trio.assembly.parts import Parts
 from ztunnel_trio.assembly.sockets import socket_settings
@@ -55,7 +56,7 @@ def make_workload_proxies(parts: Parts, nursery: trio.Nursery) -> WorkloadProxie
         parts.drain,
         make_sockets,
         make_name_server,
-        parts.keeper.of_pod,
+        partial(pod_certificates, parts.keeper, parts.live),
         parts.supervisor,
         parts.gates.get("proxy"),
     )

@@ -23,11 +23,10 @@ from ztunnel_trio.control.spiffe.sources import (
 )
 from ztunnel_trio.facts import env
 from ztunnel_trio.model.socket_target import SocketTarget, UnixPath
-from ztunnel_trio.net.processes import may_look_into, sees_other_processes
+from ztunnel_trio.net.processes import may_look_into_others, sees_other_processes
 from ztunnel_trio.net.tls.contexts import TlsContexts
 from ztunnel_trio.supervise.keep_running import Supervisor
 
-INIT: Final = 1  # the PID of the host's first process
 SETTINGS: Final = ChannelSettings(ping_seconds=600.0)
 """grpc-go's servers take more than a ping in five minutes for abuse (keepalive.EnforcementPolicy)."""
 
@@ -82,7 +81,7 @@ def make_processes(wanted: CertificateConfig, follow: Follow) -> Processes:
     Raises:
         Unstartable: nowhere: the host's processes cannot be seen, and no container runtime is named.
     """
-    sees = sees_other_processes() and may_look_into(INIT)
+    sees = sees_other_processes() and may_look_into_others()
     find: Find
     if wanted.runtime_socket is not None:
         target = UnixPath(wanted.runtime_socket)

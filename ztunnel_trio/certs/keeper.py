@@ -57,6 +57,7 @@ from ztunnel_trio.model.backoff import Backoff
 from ztunnel_trio.model.certificate import WorkloadCertificate
 from ztunnel_trio.model.certificate_key import AttestedPod, CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.supervise.keep_running import Done, Part, Supervisor
 from ztunnel_trio.supervise.wall_clock import WallClock
 
@@ -100,6 +101,7 @@ class Keeper:
         self._settings = settings or KeeperSettings()
         self._supervisor = supervisor or Supervisor(rng)
         self._tell_skew = tell_skew
+        self._pods: dict[WorkloadInfo, AttestedPod] = {}
         self._entries: dict[CertificateKey, Entry] = {}
         self._workers: dict[CertificateKey, Worker] = {}
         self._turns = FetchTurns(self._settings.fetches_at_once)
@@ -128,8 +130,17 @@ class Keeper:
         return CertificateKey(identity, pod if self._provider.attests_pods else None)
 
     def of_pod(self, pod: AttestedPod | None) -> "PodCertificates":
-        """The certificates as one pod's proxy asks for them; None where it is no pod's."""
+        """The certificates as one pod's proxy asks for them; None where it is no pod's.
+
+        The pod is known here until its `forget`.
+        """
+        if pod is not None:
+            self._pods[pod.info] = pod
         return PodCertificates(self, pod)
+
+    def pods(self) -> list[AttestedPod]:
+        """The pods that are here."""
+        return list(self._pods.values())
 
     async def certificate(self, key: CertificateKey) -> WorkloadCertificate:
         """The certificate of a key, fetched if nobody asked for it before.
@@ -190,6 +201,8 @@ class Keeper:
 
     def forget_pod(self, pod: AttestedPod) -> None:
         """Drop every key of a pod that is gone."""
+        if self._pods.get(pod.info) == pod:
+            del self._pods[pod.info]
         for key in [key for key in self._entries if key.pod == pod]:
             self.forget(key)
 

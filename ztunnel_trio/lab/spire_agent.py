@@ -138,6 +138,12 @@ class SpireAgent:
         self._issued.clear()
         self._tell()
 
+    def rotate_one(self, subject: Subject) -> None:
+        """New certificates for one subject."""
+        for key in [key for key in self._issued if key[0] == subject]:
+            del self._issued[key]
+        self._tell()
+
     def issued(self) -> list[Leaf]:
         """Every certificate given out since the last rotation, with its key."""
         return list(self._issued.values())

@@ -15,6 +15,7 @@ from ztunnel_trio.net.netns import NetnsKey
 PROC: Final = Path("/proc")
 SANDBOX: Final = "pause"
 """The command of a pod's sandbox: it holds namespaces, and is no workload."""
+CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 MOST_CANDIDATES: Final = 32
 """Processes of one namespace that are looked at; any of a pod's containers may be attested."""
 
@@ -48,9 +49,10 @@ def sees_other_processes(proc: Path = PROC) -> bool:
     return os.getpid() != 1 and os.getppid() != 1 and (proc / "1").exists()
 
 
-def may_look_into(pid: int, proc: Path = PROC) -> bool:
-    """Whether the namespaces of a process of another user may be read (ptrace(2), CAP_SYS_PTRACE)."""
-    return netns_of(pid, proc) is not None
+def may_look_into_others(proc: Path = PROC) -> bool:
+    """Whether the namespaces of other users' processes may be read: with CAP_SYS_PTRACE (ptrace(2))."""
+    fields = dict(line.split(":\t", 1) for line in (proc / "self" / "status").read_text().splitlines())
+    return bool(int(fields["CapEff"], 16) >> CAP_SYS_PTRACE & 1)
 
 
 def _command_and_start(pid: int, proc: Path) -> tuple[str, int] | None:

@@ -12,6 +12,7 @@ from ztunnel_trio.net.netns import Netns, NetnsKey
 from ztunnel_trio.net.processes import (
     MOST_CANDIDATES,
     HeldProcess,
+    may_look_into_others,
     netns_of,
     processes_by_netns,
     sees_other_processes,
@@ -89,3 +90,13 @@ def test_a_process_that_is_not_there_cannot_be_held() -> None:
 
 def test_without_a_process_1_of_others_we_see_only_ourselves(tmp_path: Path) -> None:
     assert not sees_other_processes(tmp_path)
+
+
+@pytest.mark.parametrize(("effective", "may"), [("000001fffeffffff", True), ("00000000a80435fb", False)])
+def test_other_users_processes_are_looked_into_with_a_capability(
+    effective: str, may: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "status").write_text(f"Name:\tproxy\nCapEff:\t{effective}\nSeccomp:\t0\n")
+
+    assert may_look_into_others(tmp_path) is may
