@@ -7,6 +7,7 @@ memory. An item that goes away meanwhile is left out; each item is consistent in
 
 import base64
 import heapq
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from ztunnel_trio.model.workload import WorkloadInfo
 from ztunnel_trio.proxy.workload_proxies import Placement, PlacementState
 
 SLICE_ITEMS: Final = 16  # a workload takes 0.1 ms
+SLICE_SECONDS: Final = 0.002  # a service with many endpoints is a slice of its own
 SORTED_AT_ONCE: Final = 2048
 BLOCK: Final = 64  # keys
 SEPARATOR: Final = "\x01"  # Kubernetes has names of printable characters only; any other is left out
@@ -105,16 +107,17 @@ class ConfigDump:
 
 async def send_list(part: Listed, send: Callable[[bytes], Awaitable[None]]) -> None:
     """Send an array at the second level, a slice at a time."""
-    lead, pieces = b"[\n    ", list[bytes]()
+    lead, pieces, began = b"[\n    ", list[bytes](), time.perf_counter()
     for number, key in enumerate(await sorted_keys(part.keys()), start=1):
         value = part.item(key)
         if value is not None:
             pieces.append(lead + indented(json_text(value), 2))
             lead = b",\n    "
-        if number % SLICE_ITEMS == 0:
+        if number % SLICE_ITEMS == 0 or time.perf_counter() - began > SLICE_SECONDS:
             await send(b"".join(pieces))
             pieces.clear()
             await trio.lowlevel.checkpoint()
+            began = time.perf_counter()
     pieces.append(b"[]" if lead.startswith(b"[") else b"\n  ]")
     await send(b"".join(pieces))
 
