@@ -41,7 +41,8 @@ class LoopAllowance:
 
 @dataclass(slots=True, eq=False)
 class Share:
-    """One pod's share. `activity` counts what else moves, `now` is in real seconds.
+    """One pod's share. `activity` counts what else moves, `now` is in real seconds,
+    `worked` in seconds of processor time: what is spent is our own work, however busy the machine is.
 
     What is between `begin` and `end` must not await.
     """
@@ -49,6 +50,7 @@ class Share:
     whole: LoopAllowance
     activity: Callable[[], int] = nothing_moves
     now: Callable[[], float] = time.perf_counter
+    worked: Callable[[], float] = time.thread_time
     _began: float = 0.0
     _until: float = 0.0
     _charged: float = 0.0
@@ -58,7 +60,7 @@ class Share:
 
     def begin(self) -> None:
         """A turn begins."""
-        now = self._began = self.now()
+        now, self._began = self.now(), self.worked()
         moved = self.activity()
         if moved != self._moved:
             self._moved, self._busy_until = moved, now + BUSY_FOR_SECONDS
@@ -76,7 +78,7 @@ class Share:
     def end(self) -> float:
         """The turn is over; returns for how many seconds the pod is to wait."""
         now = self.now()
-        spent, self._charged = now - self._began + self._charged, 0.0
+        spent, self._charged = self.worked() - self._began + self._charged, 0.0
         self._own.seconds -= spent
         self.whole.seconds -= spent
         wait = max(self._own.owed(now), self.whole.owed(now))

@@ -26,7 +26,9 @@ class World:
     moved: int = 0
 
     def share(self, whole: LoopAllowance | None = None) -> Share:
-        return Share(whole or LoopAllowance(PART_OF_ALL_PODS), lambda: self.moved, lambda: self.now)
+        return Share(
+            whole or LoopAllowance(PART_OF_ALL_PODS), lambda: self.moved, lambda: self.now, lambda: self.now
+        )
 
     def turn(self, share: Share, seconds: float) -> float:
         """How long a pod waits after a turn of that length."""
