@@ -71,6 +71,16 @@ def reset_socket(sock: socket.socket) -> None:
     sock.close()
 
 
+def writes(sock: socket.socket) -> bool:
+    """Whether the peer writes what nobody reads any more, or has failed; not that it has said its end."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def unsent_bytes(sock: socket.socket) -> int:
     """What the peer has not acknowledged, and a reset would take back; the end of data counts as one byte."""
     queued = bytearray(4)

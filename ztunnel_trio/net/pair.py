@@ -12,7 +12,7 @@ import trio
 
 from ztunnel_trio.model.ending import CLEAN, ApplicationReset, DirectionFailed, Ending, Flow
 from ztunnel_trio.net.engine import Engine, Once
-from ztunnel_trio.net.failures import reset_socket, unsent_bytes
+from ztunnel_trio.net.failures import reset_socket, unsent_bytes, writes
 
 _LAST_BYTES_SECONDS: Final = 30.0  # for a reader that takes what came before the reset, however slowly
 _STALLED_SECONDS: Final = 0.5  # and for one that takes nothing: it is told within a second
@@ -31,10 +31,11 @@ class Pair:
 
     While `run` waits, pumps move the bytes. They set `done` when both directions have ended, `bug` when one
     of them raised, and `owes_reset` when that socket is to be reset as soon as its peer has all that was
-    written to it. `ending` is how it ends, as far as that is known.
+    written to it; `is_whole`, when what is still to be sent to it may be all there is: one that neither reads
+    nor writes is not hurried then. `ending` is how it ends, as far as that is known.
     """
 
-    __slots__ = ("_engine", "_is_cut", "_traffic", "bug", "done", "ending", "owes_reset")
+    __slots__ = ("_engine", "_is_cut", "_traffic", "bug", "done", "ending", "is_whole", "owes_reset")
 
     def __init__(self, engine: Engine, traffic: ByteCounts) -> None:
         self._engine = engine
@@ -44,6 +45,7 @@ class Pair:
         self.done = Once(engine)
         self.ending: Ending = CLEAN
         self.owes_reset: socket.socket | None = None
+        self.is_whole = False
 
     async def run(self) -> Ending:
         """Copy both ways until both have ended; returns how they did.
@@ -81,7 +83,9 @@ class Pair:
             before, left, now = left, self._left_for(sock), trio.current_time()
             if left < before:
                 moved_at = now
-            elif now - moved_at >= _STALLED_SECONDS or now - began >= _LAST_BYTES_SECONDS:
+            elif now - moved_at >= _STALLED_SECONDS and (not self.is_whole or writes(sock)):
+                break
+            if now - began >= _LAST_BYTES_SECONDS:
                 break
         if not self._is_cut and sock.fileno() >= 0:
             reset_socket(sock)

@@ -340,6 +340,8 @@ class _StreamPair(Pair):
                 self._failed(DirectionFailed(self._inward, failure, while_closing=True))
         self._reads = False
         self.owes_reset = self._sock
+        # A proxy that joins a stream to a TCP connection may reset it behind all of its bytes.
+        self.is_whole = isinstance(failure, StreamReset) and failure.by is By.PEER
         if not self._stream.kept:
             self._writes = False
             if not unsent_bytes(self._sock):

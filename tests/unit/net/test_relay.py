@@ -236,6 +236,21 @@ async def test_who_reads_nothing_is_told_within_a_second_all_the_same() -> None:
             await pair.app.send(bytes(1))
 
 
+@trio_test
+async def test_who_is_slow_gets_all_that_came_before_a_reset_of_the_stream() -> None:
+    async with tunnelled() as pair:
+        data = bytes(range(256)) * (6 << 12)
+        taken = pair.reader.take(memoryview(data))
+        pair.stream.held += data[taken:]
+        pair.stream.gone = True
+        pair.reader.failed(StreamReset(8))
+        await trio.sleep(0.8)  # longer than one is waited for whose bytes are not whole
+
+        assert await pair.app.receive_exactly(len(data)) == data
+        with pytest.raises(ConnectionResetError):
+            await pair.app.receive()
+
+
 @pytest.mark.parametrize("is_blocked", [False, True])
 @trio_test
 async def test_a_reset_of_the_application_is_seen_while_the_stream_has_no_room(is_blocked: bool) -> None:
