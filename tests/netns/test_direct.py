@@ -25,11 +25,14 @@ import trio
 
 from tests.fakes.trio_test import trio_test
 from ztunnel_trio.config.mesh_file import MESH_FILE
+from ztunnel_trio.control import grpc
 from ztunnel_trio.facts.network import DNS_PORT, SOCKS5_PORT, STATS_PORT
 from ztunnel_trio.lab.apps import App, echo, run_app
 from ztunnel_trio.lab.hosts import Host, new_netns
 from ztunnel_trio.lab.netlink import Links
+from ztunnel_trio.lab.pki import Authority
 from ztunnel_trio.lab.proxy_process import ProxyFailed, ProxyProcess, default_command
+from ztunnel_trio.lab.spire_agent import WORKLOAD_SOCKET, AttestedCaller, SpireAgent
 from ztunnel_trio.model.address import IPAddress, SocketAddress
 
 SOURCE: Final = IPv4Address("127.0.0.2")
@@ -260,6 +263,24 @@ async def test_a_mesh_given_as_text_that_is_none_ends_the_start(tmp_path: Path) 
     async with direct(tmp_path, is_mesh_text=True, is_waited_for=False, LOCAL_XDS="policies: 7") as it:
         assert await it.ended(seconds=10) == 1
         assert it.process.log.raw()[-2] == "Error: LOCAL_XDS: policies: Expected `array`, got `int`, got 7"
+
+
+@trio_test
+async def test_certificates_of_the_workload_api_serve_a_dedicated_workload(tmp_path: Path) -> None:
+    agent = SpireAgent(Authority())
+    agent.register(AttestedCaller(), "spiffe://cluster.local/ns/default/sa/default")
+    async with grpc.open_control_loop(), agent.running(tmp_path):
+        path = f"unix://{tmp_path / WORKLOAD_SOCKET}"
+        async with direct(
+            tmp_path, FAKE_CA="false", CA_PROVIDER="spiffe_workload_api", SPIFFE_ENDPOINT_SOCKET=path
+        ) as it:
+            await it.ask(HBONE)
+            agent.rotate()
+            await it.ask(HBONE)
+
+            (shown,) = json.loads((await it.process.admin("/config_dump")).text)["certificates"]
+            assert shown["identity"] == "spiffe://cluster.local/ns/default/sa/default"
+            assert shown["state"] == "Available"
 
 
 @trio_test

@@ -5,6 +5,7 @@ Each workload has a process under a user id of its own, which the agent attests;
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import AsyncGenerator
@@ -122,6 +123,8 @@ def test_pods_are_certified_as_what_their_own_process_is(way: dict[str, str]) ->
                         wanted = client if "client" in one["identity"] else server
                         is_own = one["identity"] == PROXY
                         assert is_own or one["identity"] == str(wanted.identity), "nobody else's SVID"
+                    told = "\n".join(node.log.raw())
+                    assert not re.search("(got|attested as) spiffe://", told), "a message had another's SVID"
                 assert not await it.serials(client) & await it.serials(server)
 
     trio.run(main)
