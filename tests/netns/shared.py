@@ -20,7 +20,7 @@ import trio
 
 from ztunnel_trio.lab.mesh import Lab
 
-TEST_SECONDS = 30.0
+TEST_SECONDS = 90.0  # adding 150 pods takes half a minute on a slow machine
 OPEN_SECONDS = 60.0
 _TAIL_LINES = 25
 
