@@ -24,7 +24,7 @@ from ztunnel_trio.model.address import SocketAddress
 PORT = 8080
 OPEN_SECONDS = 10.0
 MOST_RISE = 1.5
-SAMPLES = 3000
+SAMPLES = 1000
 MINUTE = 60.0
 
 

@@ -26,12 +26,14 @@ from ztunnel_trio.certs.provider import Withdrawn
 from ztunnel_trio.certs.subscribed import TIMEOUT_TEXT, SubscribedCertificates, SvidSource
 from ztunnel_trio.control import grpc
 from ztunnel_trio.control.spiffe.broker import DRAFT_PACKAGE
+from ztunnel_trio.control.spiffe.link import STREAMS_A_CONNECTION
 from ztunnel_trio.errors import Unavailable
 from ztunnel_trio.facts.grpc import GrpcCode
 from ztunnel_trio.lab.ca import Status
 from ztunnel_trio.lab.pki import Authority
 from ztunnel_trio.lab.spire_agent import Account, AttestedCaller, InNetns, PodUid
 from ztunnel_trio.model.certificate import WorkloadCertificate, pem_blocks
+from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 
 Make = Callable[[Path], SvidSource]
@@ -387,3 +389,21 @@ async def test_a_process_we_cannot_see_is_asked_for_again_after_the_first_state(
                 Unavailable, match=r"PID mismatch for pod default/web-1: \d+ is not a process"
             ):
                 await provider.fetch(key_of())
+
+
+@trio_test
+async def test_more_streams_than_a_connection_takes_have_another_one(tmp_path: Path) -> None:
+    async with agent_at(tmp_path) as agent, serving(provider_over(selectors_source(tmp_path))) as provider:
+        keys = [key_of(name=f"web-{number}") for number in range(STREAMS_A_CONNECTION + 20)]
+        found: list[WorkloadCertificate] = []
+
+        async def fetch(key: CertificateKey) -> None:
+            found.append(await provider.fetch(key))
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(fetch, key)
+
+        assert len(found) == len(keys)
+        agent.rotate()
+        await provider.changed(keys[-1])
