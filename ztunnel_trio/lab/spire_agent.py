@@ -117,7 +117,7 @@ class SpireAgent:
     most_at_once: int = 0  # streams that waited for their first state at one time
     _opening: int = 0
     _issued: dict[tuple[Subject | None, str], Leaf] = field(default_factory=dict)
-    _changed: Watch[int] = field(default_factory=lambda: Watch(0))
+    _changed: dict[Subject | None, Watch[int]] = field(default_factory=dict)  # None: the bundles'
     _ended: trio.Event = field(default_factory=trio.Event)
 
     # -- what happens to it
@@ -142,7 +142,7 @@ class SpireAgent:
         """New certificates for one subject."""
         for key in [key for key in self._issued if key[0] == subject]:
             del self._issued[key]
-        self._tell()
+        self._tell(subject)
 
     def issued(self) -> list[Leaf]:
         """Every certificate given out since the last rotation, with its key."""
@@ -153,8 +153,14 @@ class SpireAgent:
         ended, self._ended = self._ended, trio.Event()
         ended.set()
 
-    def _tell(self) -> None:
-        self._changed.publish(self._changed.value + 1)
+    def _tell(self, *subjects: Subject | None) -> None:
+        """Have the streams of these subjects say their state anew, or all streams."""
+        for subject in subjects or list(self._changed):
+            watch = self._watch(subject)
+            watch.publish(watch.value + 1)
+
+    def _watch(self, subject: Subject | None) -> Watch[int]:
+        return self._changed.setdefault(subject, Watch(0))
 
     # -- serving
 
@@ -210,7 +216,7 @@ class SpireAgent:
 
         if self.refuse is not None:
             raise bad_status(self.refuse)
-        await self._push(call, state, self.garbage)
+        await self._push(call, None, state, self.garbage)
 
     async def _own(self, call: grpc.ServerCall) -> None:
         await call.receive()
@@ -255,7 +261,7 @@ class SpireAgent:
         """One stream of certificates, as the knobs are set."""
         self.opened.append(Subscribed(path, subject))
         if self.spares_callers and subject == AttestedCaller():
-            await self._push(call, state)
+            await self._push(call, subject, state)
             return
         if self.refuse is not None:
             raise bad_status(self.refuse)
@@ -270,14 +276,19 @@ class SpireAgent:
                 await call.send(empty)
         finally:
             self._opening -= 1
-        await self._push(call, state, self.garbage)
+        await self._push(call, subject, state, self.garbage)
 
     async def _push(
-        self, call: grpc.ServerCall, state: Callable[[], bytes], garbage: bytes | None = None
+        self,
+        call: grpc.ServerCall,
+        subject: Subject | None,
+        state: Callable[[], bytes],
+        garbage: bytes | None = None,
     ) -> None:
         """The state now, and after every change, until the streams are ended."""
         ended = self._ended
-        version = self._changed.version
+        changed = self._watch(subject)
+        version = changed.version
         async with trio.open_nursery() as nursery:
 
             async def end() -> None:
@@ -287,7 +298,7 @@ class SpireAgent:
             nursery.start_soon(end)
             while True:
                 await call.send(state() if garbage is None else garbage)
-                version, _ = await self._changed.newer_than(version)
+                version, _ = await changed.newer_than(version)
 
     # -- certificates
 
