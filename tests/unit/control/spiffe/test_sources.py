@@ -35,6 +35,7 @@ from ztunnel_trio.lab.spire_agent import Account, AttestedCaller, InNetns, PodUi
 from ztunnel_trio.model.certificate import WorkloadCertificate, pem_blocks
 from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
+from ztunnel_trio.model.workload_reference import BySelectors
 
 Make = Callable[[Path], SvidSource]
 SOURCES = [selectors_source, processes_source, broker_source, own_source]
@@ -407,3 +408,18 @@ async def test_more_streams_than_a_connection_takes_have_another_one(tmp_path: P
         assert len(found) == len(keys)
         agent.rotate()
         await provider.changed(keys[-1])
+
+
+@trio_test
+async def test_all_that_is_known_of_a_pod_is_told_as_selectors(tmp_path: Path) -> None:
+    (named,) = await selectors_source(tmp_path).locate(key_of())
+
+    assert named == BySelectors(
+        (
+            ("k8s", "ns:default"),
+            ("k8s", "sa:web"),
+            ("k8s", "pod-name:web-1"),
+            ("k8s", "pod-uid:uid-web-1"),
+            ("k8s", "node-name:node-1"),
+        )
+    )
