@@ -1,6 +1,7 @@
 """Every interface of the agent gives certificates, follows changes, and says what is wrong."""
 
 import os
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.fakes.spire import (
 )
 from tests.fakes.trio_test import trio_test
 from tests.fakes.tunnels import until
+from ztunnel_trio.certs.keeper import Keeper
 from ztunnel_trio.certs.provider import Withdrawn
 from ztunnel_trio.certs.subscribed import TIMEOUT_TEXT, SubscribedCertificates, SvidSource
 from ztunnel_trio.control import grpc
@@ -36,6 +38,8 @@ from ztunnel_trio.model.certificate import WorkloadCertificate, pem_blocks
 from ztunnel_trio.model.certificate_key import CertificateKey
 from ztunnel_trio.model.identity import SpiffeId
 from ztunnel_trio.model.workload_reference import BySelectors
+from ztunnel_trio.supervise.keep_running import Supervisor
+from ztunnel_trio.supervise.wall_clock import WallClock
 
 Make = Callable[[Path], SvidSource]
 SOURCES = [selectors_source, processes_source, broker_source, own_source]
@@ -423,3 +427,27 @@ async def test_all_that_is_known_of_a_pod_is_told_as_selectors(tmp_path: Path) -
             ("k8s", "node-name:node-1"),
         )
     )
+
+
+@each_source
+@trio_test
+async def test_an_expired_certificate_is_told_by_the_keeper_and_not_presented(
+    make: Make, tmp_path: Path
+) -> None:
+    async with (
+        agent_at(tmp_path, spares_callers=make is broker_source) as agent,
+        serving(provider_over(make(tmp_path))) as provider,
+        trio.open_nursery() as nursery,
+    ):
+        await provider.fetch(key_of())  # the proxy's own certificate, which the broker asks for, is good
+        provider.close(key_of())
+        agent.lifetime = -60.0
+        for subject in subjects():
+            if make is not broker_source or subject != AttestedCaller():
+                agent.rotate_one(subject)
+        keeper = Keeper(provider, clock=WallClock(), rng=random.Random(1), supervisor=Supervisor())
+        nursery.start_soon(keeper.run)
+
+        with pytest.raises(Unavailable, match=r"expired|valid|ended"):
+            await keeper.certificate(key_of())
+        nursery.cancel_scope.cancel()
